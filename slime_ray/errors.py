@@ -1,0 +1,39 @@
+"""What can go wrong by the user's hand: one sentence, one exit code, no traceback.
+
+The message of every error says what was found, where (file:line or dotted key), what was expected and what to do.
+An impossible state is an assert, never one of these.
+"""
+
+from __future__ import annotations
+
+
+class SlimeRayError(Exception):
+    """Base of all errors that the command line prints as one line instead of a traceback."""
+
+    exit_code: int = 2
+
+
+class ConfigError(SlimeRayError):
+    """A recipe, an override or a setting is wrong."""
+
+
+class DataError(SlimeRayError):
+    """A data file cannot be read as what it was given for."""
+
+
+class ModelError(SlimeRayError):
+    """A model, tokenizer or chat template cannot be used."""
+
+
+class RunError(SlimeRayError):
+    """A run folder is not what the command needs."""
+
+
+class ClusterError(SlimeRayError):
+    """The Ray cluster cannot run what was asked for, or a worker died."""
+
+
+class NonFiniteError(SlimeRayError):
+    """A loss or gradient was not finite; it was not applied."""
+
+    exit_code = 3

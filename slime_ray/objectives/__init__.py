@@ -1,0 +1,1 @@
+"""Preference objectives: pure functions of token log-probabilities. They import only torch."""

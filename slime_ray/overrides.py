@@ -1,0 +1,122 @@
+"""TOML recipe + dotted overrides (`loss.hard_margin=2.0`): the one way settings enter, for people, search and tests."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from slime_ray.config.recipe import Recipe
+from slime_ray.errors import ConfigError
+
+_RECIPES_ROOT = ("jobs", "recipes")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and put `dotted.key=value` overrides on top.
+
+    A value is read as TOML (`2.0`, `true`, `["a", "b"]`) and, where it is none, as a plain string. The key `lora=false`
+    takes a whole optional section away.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, or a value is of the wrong type or range.
+    """
+    path = Path(path)
+    values = _read_toml(path)
+    for override in overrides:
+        _apply(values, override)
+    values.setdefault("name", recipe_name(path))
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(error, Recipe)}") from None
+
+
+def recipe_name(path: Path) -> str:
+    """The path below jobs/recipes/ without its suffix, else the file's stem."""
+    parts = path.absolute().with_suffix("").parts
+    for start in range(len(parts) - 2, 0, -1):
+        if parts[start - 1 : start + 1] == _RECIPES_ROOT:
+            return "/".join(parts[start + 1 :])
+    return path.stem
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such recipe; expected a TOML file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; expected a TOML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; expected a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"override {override!r}: expected dotted.key=value, such as loss.hard_margin=2.0")
+    table = values
+    for depth, part in enumerate(keys[:-1], start=1):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"override {override!r}: {'.'.join(keys[:depth])} is a value, not a table of settings")
+    value = _parse_value(text.strip())
+    if value is False and keys == ["lora"]:
+        table.pop("lora", None)
+    else:
+        table[keys[-1]] = value
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem that pydantic found, as one sentence; how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    # Pydantic puts the tag of the [loss] union into the location; it is no key that a user wrote.
+    location = [str(part) for part in first["loc"]]
+    if location[:1] == ["loss"] and len(location) > 1:
+        location.pop(1)
+    key = ".".join(location) or "the recipe"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    match first["type"]:
+        case "extra_forbidden":
+            neighbours = difflib.get_close_matches(location[-1], _keys_beside(first["loc"], model), n=1, cutoff=0.5)
+            hint = f"did you mean {'.'.join([*location[:-1], neighbours[0]])}?" if neighbours else "remove it"
+            return f"{key} is not a setting; {hint}{more}"
+        case "missing":
+            return f"{key} is missing; it has no default, set it in the recipe{more}"
+        case "union_tag_invalid":
+            return f"{key}.kind = {first['ctx']['tag']!r}; expected one of {first['ctx']['expected_tags']}{more}"
+        case _:
+            expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            return f"{key} = {first['input']!r}; expected {expected.removeprefix('expected ')}{more}"
+
+
+def _keys_beside(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    """The field names of the section in which `location` ends."""
+    sections: list[type[BaseModel]] = [model]
+    for part in location[:-1]:
+        found = [field.annotation for s in sections for name, field in s.model_fields.items() if name == part]
+        tagged = [s for s in sections if (f := s.model_fields.get("kind")) is not None and f.default == part]
+        sections = tagged or [s for annotation in found for s in _sections_in(annotation)]
+    return [name for section in sections for name in section.model_fields]
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections_in(inner)]
