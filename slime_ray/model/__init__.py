@@ -1,0 +1,1 @@
+"""Loading a model, its adapters, and the log-probabilities of completion tokens."""

@@ -1,0 +1,74 @@
+"""Loading a causal language model from a Hugging Face folder or hub name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from slime_ray.config.model import ModelConfig
+from slime_ray.errors import ModelError
+from slime_ray.model.source import ModelSource
+
+DTYPES = {"auto": torch.float32, "float32": torch.float32, "float64": torch.float64}
+
+
+def load_config(source: ModelSource, settings: ModelConfig) -> PreTrainedConfig:
+    """The model's config with every dropout set to `model.dropout`, and nothing kept between steps.
+
+    Raises:
+        ModelError: there is no such model, or its folder holds no usable config.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source.location, revision=source.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.name = {settings.name!r}: {_first_line(error)}") from None
+    for key in config.to_dict():
+        if key.endswith(("dropout", "pdrop", "dropout_prob")) and not key.startswith("classifier"):
+            setattr(config, key, settings.dropout)
+    config.use_cache = False
+    return config
+
+
+def load_model(source: ModelSource, settings: ModelConfig) -> PreTrainedModel:
+    """The weights, in the dtype that is trained, on CPU.
+
+    Raises:
+        ModelError: the folder is no model that transformers loads.
+    """
+    config = load_config(source, settings)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source.location,
+            revision=source.revision,
+            config=config,
+            dtype=DTYPES[settings.dtype],
+            attn_implementation=settings.attention,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.name = {settings.name!r}: {_first_line(error)}") from None
+
+
+def empty_model(source: ModelSource, settings: ModelConfig) -> PreTrainedModel:
+    """The model's shape without any memory, for counting its parameters."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(source, settings))
+
+
+def check_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, settings: ModelConfig) -> None:
+    """Refuse a tokenizer that was made for another model.
+
+    Raises:
+        ModelError: the tokenizer has tokens that the model has no embedding for.
+    """
+    rows: Any = config.get_text_config().vocab_size
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"model.tokenizer: {settings.tokenizer or settings.name!r} has {len(tokenizer):,} tokens, but the model "
+            f"{settings.name!r} has {rows:,} embeddings; expected the model's own tokenizer"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,61 @@
+"""Low-rank adapters by peft, and merging them back."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import peft
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+
+from slime_ray.config.lora import LoraConfig
+from slime_ray.errors import ConfigError
+
+
+def add_lora(model: PreTrainedModel, settings: LoraConfig) -> peft.PeftModel:
+    """Wrap a model: its weights are frozen, the adapters and `modules_to_save` are trained.
+
+    Raises:
+        ConfigError: target_modules match nothing, or match the output head.
+    """
+    config = peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=cast(int, settings.alpha),
+        lora_dropout=settings.dropout,
+        bias=settings.bias,
+        target_modules=settings.target_modules,
+        modules_to_save=settings.modules_to_save or None,
+        task_type=peft.TaskType.CAUSAL_LM,
+    )
+    leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    for name in settings.modules_to_save:
+        if name.rpartition(".")[2] not in leaves:
+            raise ConfigError(f"lora.modules_to_save: {name!r} is no module of this model; it has {_linear(model)}")
+    try:
+        wrapped = peft.PeftModelForCausalLM(model, config)
+    except ValueError as error:
+        if "target modules" not in str(error).lower():
+            raise
+        raise ConfigError(
+            f"lora.target_modules = {settings.target_modules!r} match no module; this model has {_linear(model)}"
+        ) from None
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise ConfigError(
+            "lora.target_modules match the output head; the head is trained in full: name it in lora.modules_to_save"
+        )
+    return wrapped
+
+
+def merge_lora(model: peft.PeftModel) -> PreTrainedModel:
+    """The plain model with the adapters added to its weights and the modules that were trained in full in place."""
+    head_trained = "lm_head" in (model.peft_config["default"].modules_to_save or [])  # pyright: ignore[reportAttributeAccessIssue]
+    merged: Any = model.merge_and_unload()
+    if head_trained and merged.config.tie_word_embeddings:
+        # The head no longer is the input embedding: both have to be saved.
+        merged.config.tie_word_embeddings = False
+    return merged
+
+
+def _linear(model: PreTrainedModel) -> str:
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if type(module).__name__ == "Linear"}
+    return ", ".join(sorted(names))

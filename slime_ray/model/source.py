@@ -1,0 +1,79 @@
+"""Where a model lies: a finished run, a folder, or the hub; and the hash that stands for its content. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from slime_ray.errors import ModelError
+from slime_ray.runs import find_run
+from slime_ray.storage import file_hash, folder_files, json_hash, text_hash
+
+_WEIGHTS = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that transformers can load.
+
+    Attributes:
+        location: a folder, or a hub name.
+        revision: the commit of a hub name.
+        hash: stands for the content: the run's hash, the files' hash, or the commit.
+        parent: the run's name, for the model of a run.
+    """
+
+    location: str
+    revision: str | None
+    hash: str
+    parent: str | None = None
+
+
+def find_model(name: str, *, runs_dir: Path) -> ModelSource:
+    """Resolve `run:NAME`, a folder or a hub name with an optional @revision.
+
+    Raises:
+        RunError: there is no such finished run.
+        ModelError: there is no such folder, and no such model on the hub or in its local cache.
+    """
+    if name.startswith("run:"):
+        manifest = find_run(runs_dir, name.removeprefix("run:"))
+        return ModelSource(str(runs_dir / manifest.name / "final"), None, manifest.hash, manifest.name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model.name = {name!r}: the folder has no config.json; expected a Hugging Face model")
+        files = {path: file for path, file in folder_files(folder).items() if Path(path).suffix in _WEIGHTS}
+        return ModelSource(str(folder.absolute()), None, json_hash(files))
+    location, _, revision = name.partition("@")
+    commit = _pinned(location, revision or None, asked=name)
+    return ModelSource(location, commit, text_hash([location, commit]))
+
+
+def settings_hash(*, tokenizer: ModelSource | None, chat_template: str | None) -> list[str]:
+    """What a tokenizer or chat template of one's own adds to the model's hash."""
+    if chat_template is not None and not Path(chat_template).is_file():
+        raise ModelError(f"model.chat_template = {chat_template!r}: no such file; expected a Jinja template")
+    template = [file_hash(Path(chat_template))] if chat_template is not None else []
+    return [*([tokenizer.hash] if tokenizer else []), *template]
+
+
+def _pinned(location: str, revision: str | None, *, asked: str) -> str:
+    """The commit of a hub name: asked of the hub, or, without a connection, of the local cache."""
+    from huggingface_hub import model_info, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return str(model_info(location, revision=revision, timeout=10).sha)
+    except HFValidationError:
+        raise ModelError(
+            f"model.name = {asked!r}: no such folder, and no hub name; expected run:NAME, a folder or org/name"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        try:
+            return Path(snapshot_download(location, revision=revision, local_files_only=True)).name
+        except (LocalEntryNotFoundError, OSError):
+            raise ModelError(
+                f"model.name = {asked!r}: no such folder here, and the hub did not give it ({type(error).__name__}); "
+                "expected run:NAME, a folder or a reachable hub name"
+            ) from None

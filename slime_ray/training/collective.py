@@ -1,0 +1,75 @@
+"""Adding up over the workers of a run; alone, a run's process is the only worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+# Gradients travel in buckets of about this many numbers, so that no second copy of them all is made.
+_BUCKET_ELEMENTS = 16 * 1024 * 1024
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many workers take part."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its sum over the workers; a worker without pairs takes part with zeros."""
+    for parameter in (parameters := list(parameters)):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if world() == 1:
+        return
+    for bucket in _buckets(parameters):
+        gradients = [parameter.grad for parameter in bucket]
+        flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+        dist.all_reduce(flat)
+        for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            assert parameter.grad is not None
+            parameter.grad.copy_(part.view_as(parameter))
+
+
+def sum_values(values: Tensor) -> Tensor:
+    """A tensor's sum over the workers."""
+    if world() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather(value: Any) -> list[Any]:
+    """Every worker's value, in the order of their numbers."""
+    gathered: list[Any] = [value]
+    if world() > 1:
+        gathered = [None] * world()
+        dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def wait_for_all() -> None:
+    """Return once every worker has come here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    bucket: list[nn.Parameter] = []
+    elements = 0
+    for parameter in parameters:
+        same_kind = not bucket or (bucket[0].dtype == parameter.dtype and bucket[0].device == parameter.device)
+        if bucket and (not same_kind or elements + parameter.numel() > _BUCKET_ELEMENTS):
+            yield bucket
+            bucket, elements = [], 0
+        bucket.append(parameter)
+        elements += parameter.numel()
+    if bucket:
+        yield bucket

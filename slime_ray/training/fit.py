@@ -1,0 +1,134 @@
+"""The one file that knows Ray Train: a stage on its workers, or in this process."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slime_ray.config.recipe import Recipe
+from slime_ray.data.batching import total_steps
+from slime_ray.errors import ClusterError, SlimeRayError
+from slime_ray.runs import Run
+from slime_ray.training.progress import Progress
+from slime_ray.training.stage import Stage, prepare, resolve
+
+if TYPE_CHECKING:
+    from ray.train import Result
+
+
+def train(recipe: Recipe) -> Run:
+    """Train a recipe and return its run; a finished run is returned as it is.
+
+    `training.num_workers` is the number of Ray Train workers; 0 trains in this process and loads no Ray. Without a
+    cluster at hand (RAY_ADDRESS, or one on this machine) a local one is started and stopped again.
+
+    Raises:
+        SlimeRayError: a mistake of the user, also one found inside a worker; the cluster cannot place the workers.
+    """
+    stage = resolve(recipe)
+    if stage.run.manifest() is not None:
+        return stage.run
+    steps = total_steps(len(prepare(stage).train), recipe.training)
+    stage.run.begin(recipe)
+    with Progress(stage.run, steps=steps):
+        if recipe.training.num_workers == 0:
+            _train_here(stage)
+        else:
+            _train_on_ray(stage)
+    return stage.run
+
+
+def _train_here(stage: Stage) -> None:
+    import torch
+
+    from slime_ray.training.worker import run_stage
+
+    device = torch.device("cuda" if stage.recipe.training.use_gpu else "cpu")
+    run_stage(stage, device=device, report=lambda _: None)
+
+
+def _train_on_ray(stage: Stage) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    settings = stage.recipe.training
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False, logging_level="warning", include_dashboard=False)
+    try:
+        _check_resources(stage, ray.cluster_resources())
+        with tempfile.TemporaryDirectory(prefix="slime-ray-") as storage:
+            trainer = TorchTrainer(
+                _worker,
+                train_loop_config={"stage": stage},
+                scaling_config=ScalingConfig(
+                    num_workers=settings.num_workers,
+                    use_gpu=settings.use_gpu,
+                    resources_per_worker=_worker_resources(stage),
+                ),
+                # Our run folder is the only truth; Ray gets metrics, no checkpoints, and a fresh name each time.
+                run_config=RunConfig(
+                    name=f"{Path(stage.run.name).name}-{uuid.uuid4().hex[:8]}",
+                    storage_path=storage,
+                    failure_config=FailureConfig(max_failures=0),
+                ),
+            )
+            _fit(trainer)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _fit(trainer: Any) -> Result:
+    """Run a trainer; what the user got wrong inside a worker comes back as it was raised there."""
+    from ray.train import TrainingFailedError, WorkerGroupError
+
+    try:
+        return trainer.fit()
+    except WorkerGroupError as error:
+        causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+        mistakes = [cause for cause in causes if isinstance(cause, SlimeRayError)]
+        if mistakes:
+            raise mistakes[0] from None
+        raise
+    except TrainingFailedError:
+        raise
+
+
+def _worker(config: dict[str, Any]) -> None:
+    import ray.train
+    from ray.train.torch import get_device
+
+    from slime_ray.training.worker import run_stage
+
+    def report(metrics: dict[str, float]) -> None:
+        # A report is a barrier over all workers: only evaluations are worth one.
+        if any(name.startswith("eval_") for name in metrics):
+            ray.train.report(metrics)
+
+    device: Any = get_device()
+    run_stage(config["stage"], device=device, report=report)
+
+
+def _worker_resources(stage: Stage) -> dict[str, float]:
+    settings = stage.recipe.training
+    return {"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})}
+
+
+def _check_resources(stage: Stage, cluster: dict[str, float]) -> None:
+    """Say at once what would otherwise wait for ever.
+
+    Raises:
+        ClusterError: the cluster as a whole has too few CPUs or GPUs.
+    """
+    workers = stage.recipe.training.num_workers
+    for kind, each in _worker_resources(stage).items():
+        if workers * each > cluster.get(kind, 0):
+            setting = "training.cpus_per_worker" if kind == "CPU" else "training.use_gpu"
+            raise ClusterError(
+                f"training.num_workers = {workers} with {each:g} {kind} each ({setting}) need {workers * each:g} {kind}, "
+                f"but the Ray cluster has {cluster.get(kind, 0):g}; lower training.num_workers or add nodes"
+            )

@@ -1,0 +1,141 @@
+"""The training loop. It knows torch and nothing of Ray: alone in a process, or one of several workers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from slime_ray.config.training import TrainingConfig
+from slime_ray.data.batching import global_batch, steps_per_epoch, total_steps
+from slime_ray.errors import NonFiniteError
+from slime_ray.model.policy import Policy
+from slime_ray.training.collective import gather, sum_gradients
+from slime_ray.training.measurement import Loss, TokenizedRows, completion_logps, measure
+from slime_ray.training.optimizer import make_optimizer
+
+# At most so many pairs are named in the message about a non-finite loss.
+_NAMED_PAIRS = 8
+
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the loop is given.
+
+    Attributes:
+        policy: the model.
+        loss: the objective with its settings.
+        adapter_off: the objective's reference is the policy without its adapters.
+        train, held_out: tokenised rows; no evaluation where held_out is None.
+        settings: of the optimizer and the batch.
+    """
+
+    policy: Policy
+    loss: Loss
+    adapter_off: bool
+    train: TokenizedRows
+    held_out: TokenizedRows | None
+    settings: TrainingConfig
+
+
+def run_loop(training: Training, report: Report) -> None:
+    """Train to the end; every worker calls this, every worker's `report` gets the same metrics.
+
+    Held-out pairs are measured before the first step, every `eval_every` steps and after the last one.
+
+    Raises:
+        NonFiniteError: a loss or gradient was not finite; the step was not taken.
+    """
+    settings = training.settings
+    steps = total_steps(len(training.train), settings)
+    parameters = training.policy.trained()
+    optimizer, schedule = make_optimizer(parameters, settings, steps=steps)
+    tokens = 0
+    _evaluate(training, report, step=0)
+    for step in range(steps):
+        started = time.perf_counter()
+        rows = global_batch(len(training.train), settings, step=step)
+        metrics = _measure(training, rows, training.train, backward=True)
+        sum_gradients(parameter for _, parameter in parameters)
+        norm = torch.nn.utils.get_total_norm([p.grad for _, p in parameters if p.grad is not None])
+        if not (math.isfinite(metrics["loss"]) and torch.isfinite(norm)):
+            raise NonFiniteError(_name_pairs(training, rows, step=step))
+        if settings.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_((p for _, p in parameters), settings.max_grad_norm, norm)
+        metrics |= {"grad_norm": norm.item(), "learning_rate": schedule.get_last_lr()[0]}
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+        done = step + 1
+        step_tokens = int(training.train.lengths.tokens[rows].sum())
+        tokens += step_tokens
+        seconds = time.perf_counter() - started
+        if done % settings.log_every == 0 or done == steps:
+            report(
+                {"step": done, "epoch": done / steps_per_epoch(len(training.train), settings)}
+                | metrics
+                | {"num_tokens": tokens}
+                | {"tokens_per_second": step_tokens / seconds, "pairs_per_second": len(rows) / seconds}
+            )
+        if done == steps or (settings.eval_every and done % settings.eval_every == 0):
+            _evaluate(training, report, step=done)
+
+
+def _evaluate(training: Training, report: Report, *, step: int) -> None:
+    if training.held_out is None:
+        return
+    rows = np.arange(len(training.held_out))
+    training.policy.model.eval()
+    metrics = _measure(training, rows, training.held_out, backward=False)
+    training.policy.model.train()
+    report({"step": step} | {f"eval_{name}": value for name, value in metrics.items()})
+
+
+def _measure(training: Training, rows: np.ndarray, data: TokenizedRows, *, backward: bool) -> dict[str, float]:
+    return measure(
+        training.policy,
+        training.loss,
+        rows,
+        data,
+        training.settings,
+        adapter_off=training.adapter_off,
+        backward=backward,
+    )
+
+
+def _name_pairs(training: Training, rows: np.ndarray, *, step: int) -> str:
+    """Which pairs of a global batch give a loss or gradient that is not finite, each computed alone."""
+    policy, data = training.policy, training.train
+    own = [row for batch in data.micro_batches(rows, training.settings, policy.device) for row in batch.rows]
+    bad = [row for row in own if not _finite_alone(training, row)]
+    sources = sorted(source for part in gather([data.dataset[row]["source"] for row in bad]) for source in part)
+    if not sources:
+        sources = sorted(data.dataset[int(row)]["source"] for row in rows)
+        found = f"each of its {len(sources)} pairs alone is finite, their sum is not"
+    else:
+        found = f"{len(sources)} of its {len(rows)} pairs are not finite"
+    named = ", ".join(sources[:_NAMED_PAIRS]) + (", ..." if len(sources) > _NAMED_PAIRS else "")
+    return (
+        f"step {step + 1}: the loss or its gradient is not finite and was not applied; {found}: {named}. "
+        "Look at these pairs, or lower training.learning_rate if the weights have run away"
+    )
+
+
+def _finite_alone(training: Training, row: int) -> bool:
+    policy, data = training.policy, training.train
+    policy.model.zero_grad()
+    batch = data.collate(np.array([row]), training.settings).to(policy.device)
+    logps = completion_logps(policy, batch, data.reference, adapter_off=training.adapter_off)
+    loss, _ = training.loss(logps, data.totals(np.array([row])))
+    loss.backward()
+    gradients = [p.grad for _, p in policy.trained() if p.grad is not None]
+    finite = bool(loss.isfinite() and torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+    policy.model.zero_grad()
+    return finite

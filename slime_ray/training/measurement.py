@@ -1,0 +1,141 @@
+"""The objective over a set of rows: forward (and backward) of micro-batches, added up over the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slime_ray.config.training import TrainingConfig
+from slime_ray.data.batching import Lengths, cut, deal
+from slime_ray.data.collation import MicroBatch, collate
+from slime_ray.model.policy import Policy
+from slime_ray.objectives.completions import CompletionLogps, Metrics, StepTotals
+from slime_ray.training.collective import rank, sum_values, world
+from slime_ray.training.reference import ReferenceLogps
+
+Loss = Callable[[CompletionLogps, StepTotals], tuple[Tensor, Metrics]]
+
+
+@dataclass(frozen=True)
+class TokenizedRows:
+    """A tokenised data set with its lengths and, for an objective that needs them, the reference's values.
+
+    Attributes:
+        dataset: columns prompt_ids, chosen_ids, rejected_ids, source.
+        lengths: token counts of every row.
+        pad_id: what padding is filled with.
+        reference: summed log-probabilities of every row's answers under the reference policy.
+    """
+
+    dataset: Any
+    lengths: Lengths
+    pad_id: int
+    reference: ReferenceLogps | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def totals(self, rows: np.ndarray) -> StepTotals:
+        """The counts that an objective divides by."""
+        chosen, rejected = int(self.lengths.chosen[rows].sum()), int(self.lengths.rejected[rows].sum())
+        return StepTotals(pairs=len(rows), chosen_tokens=chosen, rejected_tokens=rejected)
+
+    def micro_batches(self, rows: np.ndarray, settings: TrainingConfig, device: torch.device) -> Iterator[MicroBatch]:
+        """This worker's share of some rows, cut by the token budget and padded."""
+        longest = self.lengths.longest
+        own = deal(rows, longest, rank=rank(), world=world())
+        sequences = 2 if self.lengths.rejected[rows].any() else 1
+        for piece in cut(own, longest, sequences=sequences, budget=settings.tokens_per_micro_batch):
+            yield self.collate(piece, settings).to(device)
+
+    def collate(self, rows: np.ndarray, settings: TrainingConfig) -> MicroBatch:
+        """One micro-batch of exactly these rows."""
+        return collate(self.dataset, rows.tolist(), pad_id=self.pad_id, padding_side=settings.padding_side)
+
+
+def completion_logps(
+    policy: Policy, batch: MicroBatch, reference: ReferenceLogps | None, *, adapter_off: bool
+) -> CompletionLogps:
+    """What the objective is given of a micro-batch.
+
+    Args:
+        reference: stored values of the reference policy.
+        adapter_off: take the reference's values from the same weights without the adapters instead.
+    """
+    chosen_B = rejected_B = None
+    if reference is not None:
+        chosen_B, rejected_B = reference.of(batch.rows, like=policy.plain.dtype, device=policy.device)
+    elif adapter_off:
+        with policy.reference():
+            chosen_B, rejected_B = _answers(policy, batch).response_sums()
+    return replace(_answers(policy, batch), reference_chosen_B=chosen_B, reference_rejected_B=rejected_B)
+
+
+def _answers(policy: Policy, batch: MicroBatch) -> CompletionLogps:
+    return CompletionLogps(policy.completion_logps(batch), batch.pair_N, batch.rejected_N, pairs=len(batch.rows))
+
+
+def measure(
+    policy: Policy,
+    loss: Loss,
+    rows: np.ndarray,
+    data: TokenizedRows,
+    settings: TrainingConfig,
+    *,
+    adapter_off: bool,
+    backward: bool,
+) -> dict[str, float]:
+    """The metrics of some rows over all workers; with `backward`, gradients are added to the parameters.
+
+    Gradients stay this worker's own share: `collective.sum_gradients` adds them up.
+    """
+    totals = data.totals(rows)
+    sums: dict[str, Tensor] = {}
+    with nullcontext() if backward else torch.no_grad():
+        for batch in data.micro_batches(rows, settings, policy.device):
+            logps = completion_logps(policy, batch, data.reference, adapter_off=adapter_off)
+            value, metrics = loss(logps, totals)
+            if backward:
+                value.backward()
+            for name, metric in metrics.items():
+                sums[name] = sums.get(name, torch.zeros_like(metric)) + metric
+    return _add_up(sums, names=metric_names(loss, totals), device=policy.device)
+
+
+@torch.no_grad()
+def reference_logps(policy: Policy, data: TokenizedRows, settings: TrainingConfig) -> ReferenceLogps:
+    """The answers' log-probabilities under the policy as it is now, for every row, computed by all workers together."""
+    values = torch.zeros(2, len(data), dtype=torch.float64, device=policy.device)
+    for batch in data.micro_batches(np.arange(len(data)), settings, policy.device):
+        chosen_B, rejected_B = _answers(policy, batch).response_sums()
+        values[0, list(batch.rows)] = chosen_B.double()
+        values[1, list(batch.rows)] = rejected_B.double()
+    chosen, rejected = sum_values(values).cpu().numpy()
+    return ReferenceLogps(chosen=chosen, rejected=rejected)
+
+
+def metric_names(loss: Loss, totals: StepTotals) -> Sequence[str]:
+    """The names that a loss reports, in order, also for a worker that was dealt no pair."""
+    sides = [False, True] if totals.rejected_tokens else [False]
+    empty_B = torch.zeros(1)
+    probe = CompletionLogps(
+        logps_N=torch.zeros(len(sides)),
+        pair_N=torch.zeros(len(sides), dtype=torch.long),
+        rejected_N=torch.tensor(sides),
+        pairs=1,
+        reference_chosen_B=empty_B,
+        reference_rejected_B=empty_B,
+    )
+    return list(loss(probe, totals)[1])
+
+
+def _add_up(sums: dict[str, Tensor], *, names: Sequence[str], device: torch.device) -> dict[str, float]:
+    zero = torch.zeros((), device=device)
+    stacked = torch.stack([sums.get(name, zero).double() for name in names])
+    return dict(zip(names, sum_values(stacked).tolist(), strict=True))

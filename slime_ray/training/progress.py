@@ -1,0 +1,82 @@
+"""How far a run is: a bar on a terminal, plain lines in a log. It reads metrics.jsonl, wherever the run is trained."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from slime_ray.runs import Run
+
+_POLL_S = 0.5
+_SECONDS_BETWEEN_LINES = 10.0
+_SHOWN = (
+    "loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "mean_logps/chosen",
+    "mean_logps/rejected",
+    "pairs_per_second",
+)
+
+
+class Progress:
+    """A context in which a thread follows a run's metrics and shows them on standard error."""
+
+    def __init__(self, run: Run, *, steps: int) -> None:
+        """Args: the run whose metrics.jsonl grows, and the step that it ends with."""
+        self._run = run
+        self._steps = steps
+        self._ended = threading.Event()
+        self._console = Console(stderr=True)
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        if self._console.is_terminal:
+            self._follow_with_bar()
+        else:
+            self._follow_with_lines()
+
+    def _follow_with_bar(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Bar(*columns, TextColumn("{task.fields[values]}"), console=self._console, transient=False) as bar:
+            task = bar.add_task(self._run.name, total=self._steps, values="starting")
+            ended = False
+            while not ended:
+                ended = self._ended.wait(_POLL_S)
+                if latest := self._latest():
+                    bar.update(task, completed=int(latest["step"]), values=_values(latest))
+
+    def _follow_with_lines(self) -> None:
+        print(f"{self._run.name}: {self._steps} steps", file=sys.stderr, flush=True)
+        printed, ended = time.monotonic(), False
+        while not ended:
+            ended = self._ended.wait(_POLL_S)
+            if (ended or time.monotonic() - printed > _SECONDS_BETWEEN_LINES) and (latest := self._latest()):
+                printed = time.monotonic()
+                line = f"{self._run.name}: step {int(latest['step'])}/{self._steps} {_values(latest)}"
+                print(line, file=sys.stderr, flush=True)
+
+    def _latest(self) -> dict[str, float] | None:
+        """The last step's metrics; evaluations have lines of their own."""
+        return next((line for line in reversed(self._run.metrics()) if "loss" in line), None)
+
+
+def _values(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {metrics[name]:.3g}" for name in _SHOWN if name in metrics)

@@ -1,0 +1,81 @@
+"""One stage of training from a recipe to a finished run folder, without saying where it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from slime_ray.config.loss import SFTLossConfig
+from slime_ray.config.recipe import Recipe
+from slime_ray.data.sources import content_hash
+from slime_ray.data.token_cache import PreparedData, prepare_tokens
+from slime_ray.data.tokenization import ChatFormat, load_tokenizer
+from slime_ray.model.source import ModelSource, find_model, settings_hash
+from slime_ray.runs import Run, run_of
+from slime_ray.storage import text_hash
+
+# Below the runs folder, shared by all runs: what is made once from data and model.
+_TOKENS = Path(".cache", "tokens")
+REFERENCES = Path(".cache", "reference")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything that is known of a stage before it is trained.
+
+    Attributes:
+        recipe: its settings.
+        source: the model that it starts from.
+        tokenizer: folder or hub name of the tokenizer.
+        data_hash, model_hash: stand for the content of the data and of the starting model with its tokenizer.
+        run: where the result is kept.
+    """
+
+    recipe: Recipe
+    source: ModelSource
+    tokenizer: str
+    data_hash: str
+    model_hash: str
+    run: Run
+
+
+def resolve(recipe: Recipe) -> Stage:
+    """Find a recipe's model and data and the run that they stand for. Loads neither torch nor ray.
+
+    Raises:
+        SlimeRayError: a model, a parent run or a data file is missing.
+    """
+    runs_dir = Path(recipe.runs_dir).absolute()
+    source = find_model(recipe.model.name, runs_dir=runs_dir)
+    own = find_model(recipe.model.tokenizer, runs_dir=runs_dir) if recipe.model.tokenizer else None
+    extra = settings_hash(tokenizer=own, chat_template=recipe.model.chat_template)
+    model_hash = text_hash([source.hash, *extra])
+    data_hash = text_hash([content_hash(recipe.data.train), content_hash(recipe.data.eval)])
+    tokenizer = own or source
+    return Stage(
+        recipe=recipe,
+        source=source,
+        tokenizer=tokenizer.location + (f"@{tokenizer.revision}" if tokenizer.revision else ""),
+        data_hash=data_hash,
+        model_hash=model_hash,
+        run=run_of(recipe, data=data_hash, model=model_hash),
+    )
+
+
+def chat_format(stage: Stage) -> ChatFormat:
+    """The stage's tokenizer with its chat template."""
+    return ChatFormat(load_tokenizer(stage.tokenizer, stage.recipe.model.chat_template))
+
+
+def prepare(stage: Stage) -> PreparedData:
+    """The stage's rows as tokens: made once, found again later. Loads no torch.
+
+    Raises:
+        DataError: a file cannot be read or no row of it can teach.
+    """
+    return prepare_tokens(
+        stage.recipe.data,
+        chat_format(stage),
+        pairs=not isinstance(stage.recipe.loss, SFTLossConfig),
+        cache_dir=stage.run.runs_dir / _TOKENS,
+    )

@@ -1,0 +1,105 @@
+"""What one worker of a stage does: load, train, and, as the first one, write what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from transformers import set_seed
+
+from slime_ray.data.batching import Lengths, total_steps
+from slime_ray.model.export import export, pad_id
+from slime_ray.model.loading import check_vocabulary, load_model
+from slime_ray.model.policy import Policy
+from slime_ray.objectives.table import OBJECTIVES
+from slime_ray.storage import json_hash
+from slime_ray.training.card import model_card
+from slime_ray.training.collective import rank, wait_for_all
+from slime_ray.training.loop import Training, run_loop
+from slime_ray.training.measurement import TokenizedRows, reference_logps
+from slime_ray.training.reference import ReferenceLogps
+from slime_ray.training.stage import REFERENCES, Stage, chat_format, prepare
+
+Report = Callable[[dict[str, float]], None]
+
+
+def run_stage(stage: Stage, *, device: torch.device, report: Report) -> None:
+    """Train a stage to its end; every worker calls this, in a process group if there are several.
+
+    The first worker writes metrics.jsonl, final/ and, last, the manifest.
+
+    Args:
+        stage: what to train; its run's folder has been begun.
+        device: where this worker computes.
+        report: is given every line of metrics, on every worker.
+
+    Raises:
+        SlimeRayError: the user's mistakes that only show here, and NonFiniteError.
+    """
+    recipe, run = stage.recipe, stage.run
+    torch.set_num_threads(recipe.training.cpus_per_worker)
+    # The same on every worker: adapters start from the same numbers everywhere.
+    set_seed(recipe.training.seed)
+    form = chat_format(stage)
+    model = load_model(stage.source, recipe.model)
+    check_vocabulary(model.config, form.tokenizer, recipe.model)
+    policy = Policy(model, lora=recipe.lora, device=device)
+    training = make_training(stage, policy, padding=pad_id(form.tokenizer, form.end_of_turn_id))
+
+    def log(metrics: dict[str, float]) -> None:
+        if rank() == 0:
+            run.log(metrics)
+        report(metrics)
+
+    run_loop(training, log)
+    if rank() == 0:
+        rows = len(training.train)
+        card = model_card(
+            recipe,
+            run=run.name,
+            parent=stage.source.parent,
+            data_hash=stage.data_hash,
+            rows=rows,
+            steps=total_steps(rows, recipe.training),
+            metrics=run.metrics(),
+        )
+        export(policy.model, form.tokenizer, run.final, end_of_turn_id=form.end_of_turn_id, card=card)
+        run.finish(data=stage.data_hash, model=stage.model_hash, parent=stage.source.parent)
+    wait_for_all()
+
+
+def make_training(stage: Stage, policy: Policy, *, padding: int) -> Training:
+    """The loop's input: tokenised rows, the objective with its settings, and the reference's values if it needs them."""
+    recipe = stage.recipe
+    objective = OBJECTIVES[recipe.loss.kind]
+    prepared = prepare(stage)
+    train = TokenizedRows(prepared.train, Lengths.of(prepared.train), padding)
+    held_out = TokenizedRows(prepared.eval, Lengths.of(prepared.eval), padding) if prepared.eval is not None else None
+    if objective.needs_reference and not policy.has_adapter:
+        train = _with_reference(stage, policy, train)
+        held_out = _with_reference(stage, policy, held_out) if held_out is not None else None
+    return Training(
+        policy=policy,
+        loss=partial(objective.loss, **recipe.loss.model_dump(exclude={"kind"})),
+        adapter_off=objective.needs_reference and policy.has_adapter,
+        train=train,
+        held_out=held_out,
+        settings=recipe.training,
+    )
+
+
+def _with_reference(stage: Stage, policy: Policy, data: TokenizedRows) -> TokenizedRows:
+    """The same rows with the starting policy's values, read back if an earlier run stored them."""
+    key = json_hash([stage.model_hash, data.dataset.fingerprint, stage.recipe.model.model_dump(mode="json")])
+    path = stage.run.runs_dir / REFERENCES / f"{key}.safetensors"
+    # Only once every worker has looked may the first one write: all of them must go the same way.
+    stored = path.is_file()
+    wait_for_all()
+    if stored:
+        return replace(data, reference=ReferenceLogps.load(path))
+    reference = reference_logps(policy, data, stage.recipe.training)
+    if rank() == 0:
+        reference.save(path)
+    return replace(data, reference=reference)
