@@ -14,7 +14,7 @@ class ModelConfig(Section):
 
     name: str = Field(
         json_schema_extra=PLACE,
-        description="run:NAME (the newest finished run of that recipe), a folder, or a hub name with an optional @revision",
+        description="run:NAME (the newest finished run of that recipe), a folder, or a hub name[@revision]",
     )
     tokenizer: str | None = Field(
         default=None, json_schema_extra=PLACE, description="folder or hub name; default: the model's own"

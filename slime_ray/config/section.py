@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-# A field with this in `json_schema_extra` says where something lies or how fast a run goes, not what comes out of it. It
-# is not in a run's name, so moving a run to other workers or another folder finds the same run again; files and models
-# stand in the name by their content.
+# A field with this in `json_schema_extra` says where something lies or how fast a run goes, not what comes out of it.
+# It is not in a run's name, so moving a run to other workers or another folder finds the same run again; files and
+# models stand in the name by their content.
 PLACE: dict[str, Any] = {"place": True}
 
 

@@ -19,8 +19,8 @@ def export(
     end_of_turn_id: int,
     card: str,
 ) -> None:
-    """Write the merged model, its tokenizer with chat template, a generation config that stops at the end of a turn, and
-    the model card; under LoRA the adapter as well. The model is not usable for training afterwards."""
+    """Write the merged model, its tokenizer with chat template, a generation config that stops at the end of a turn,
+    and the model card; under LoRA the adapter as well. The model is not usable for training afterwards."""
     if isinstance(model, peft.PeftModel):
         model.save_pretrained(str(folder / "adapter"))
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty template of a card

@@ -6,10 +6,14 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from slime_ray.config.model import ModelConfig
 from slime_ray.errors import ModelError
 from slime_ray.model.source import ModelSource
+
+# Bars of the parts that take no time would stand between the lines of a log.
+transformers_logging.disable_progress_bar()
 
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "float64": torch.float64}
 

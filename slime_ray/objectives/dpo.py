@@ -13,7 +13,8 @@ def dpo(batch: CompletionLogps, totals: StepTotals, *, beta: float) -> tuple[Ten
 
     The reward is beta times the summed log-probability of the answer over that of the reference policy.
     """
-    assert batch.reference_chosen_B is not None and batch.reference_rejected_B is not None
+    assert batch.reference_chosen_B is not None
+    assert batch.reference_rejected_B is not None
     chosen_B, rejected_B = batch.response_sums()
     chosen_rewards_B = beta * (chosen_B - batch.reference_chosen_B)
     rejected_rewards_B = beta * (rejected_B - batch.reference_rejected_B)

@@ -8,8 +8,10 @@ from slime_ray.objectives.completions import CompletionLogps, Metrics, StepTotal
 
 
 def sft(batch: CompletionLogps, totals: StepTotals) -> tuple[Tensor, Metrics]:
-    """L = -(sum of log-probabilities) / (completion tokens of the step); rejected answers, where there are any, are only
-    measured. The reward is the mean token log-probability."""
+    """L = -(sum of log-probabilities) / (completion tokens of the step).
+
+    Rejected answers, where there are any, are only measured. The reward is the mean token log-probability.
+    """
     loss = -batch.logps_N[~batch.rejected_N].sum() / totals.chosen_tokens
     if totals.rejected_tokens:
         chosen_B, rejected_B = batch.response_means()

@@ -25,7 +25,8 @@ SLIME is described in [arXiv 2602.02383](https://arxiv.org/abs/2602.02383).
 | | |
 |---|---|
 | starting model | {{ parent or recipe.model.name }} |
-| training data | {{ recipe.data.train | join(", ") }} ({{ recipe.data.part }}; {{ rows }} rows; content {{ data_hash[:16] }}) |
+| training data | {{ recipe.data.train | join(", ") }} |
+| part of it | {{ recipe.data.part }}, {{ rows }} rows, content {{ data_hash[:16] }} |
 | weights | {{ "LoRA r " ~ recipe.lora.r ~ ", merged; the adapter is in adapter/" if recipe.lora else "all trained" }} |
 | steps | {{ steps }} of {{ recipe.training.pairs_per_step }} rows |
 

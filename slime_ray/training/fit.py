@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from slime_ray.config.recipe import Recipe
 from slime_ray.data.batching import total_steps
+from slime_ray.data.token_cache import PreparedData, open_tokens
 from slime_ray.errors import ClusterError, SlimeRayError
 from slime_ray.runs import Run
 from slime_ray.training.progress import Progress
@@ -30,26 +31,27 @@ def train(recipe: Recipe) -> Run:
     stage = resolve(recipe)
     if stage.run.manifest() is not None:
         return stage.run
-    steps = total_steps(len(prepare(stage).train), recipe.training)
+    prepared = prepare(stage)
+    steps = total_steps(len(prepared.train), recipe.training)
     stage.run.begin(recipe)
     with Progress(stage.run, steps=steps):
         if recipe.training.num_workers == 0:
-            _train_here(stage)
+            _train_here(stage, prepared)
         else:
-            _train_on_ray(stage)
+            _train_on_ray(stage, prepared.folder)
     return stage.run
 
 
-def _train_here(stage: Stage) -> None:
+def _train_here(stage: Stage, prepared: PreparedData) -> None:
     import torch
 
     from slime_ray.training.worker import run_stage
 
     device = torch.device("cuda" if stage.recipe.training.use_gpu else "cpu")
-    run_stage(stage, device=device, report=lambda _: None)
+    run_stage(stage, prepared, device=device, report=lambda _: None)
 
 
-def _train_on_ray(stage: Stage) -> None:
+def _train_on_ray(stage: Stage, tokens: Path) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -57,13 +59,13 @@ def _train_on_ray(stage: Stage) -> None:
     settings = stage.recipe.training
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, logging_level="warning", include_dashboard=False)
+        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
     try:
         _check_resources(stage, ray.cluster_resources())
         with tempfile.TemporaryDirectory(prefix="slime-ray-") as storage:
             trainer = TorchTrainer(
                 _worker,
-                train_loop_config={"stage": stage},
+                train_loop_config={"stage": stage, "tokens": tokens},
                 scaling_config=ScalingConfig(
                     num_workers=settings.num_workers,
                     use_gpu=settings.use_gpu,
@@ -84,7 +86,7 @@ def _train_on_ray(stage: Stage) -> None:
 
 def _fit(trainer: Any) -> Result:
     """Run a trainer; what the user got wrong inside a worker comes back as it was raised there."""
-    from ray.train import TrainingFailedError, WorkerGroupError
+    from ray.train import WorkerGroupError
 
     try:
         return trainer.fit()
@@ -93,8 +95,6 @@ def _fit(trainer: Any) -> Result:
         mistakes = [cause for cause in causes if isinstance(cause, SlimeRayError)]
         if mistakes:
             raise mistakes[0] from None
-        raise
-    except TrainingFailedError:
         raise
 
 
@@ -110,7 +110,7 @@ def _worker(config: dict[str, Any]) -> None:
             ray.train.report(metrics)
 
     device: Any = get_device()
-    run_stage(config["stage"], device=device, report=report)
+    run_stage(config["stage"], open_tokens(config["tokens"]), device=device, report=report)
 
 
 def _worker_resources(stage: Stage) -> dict[str, float]:
@@ -129,6 +129,6 @@ def _check_resources(stage: Stage, cluster: dict[str, float]) -> None:
         if workers * each > cluster.get(kind, 0):
             setting = "training.cpus_per_worker" if kind == "CPU" else "training.use_gpu"
             raise ClusterError(
-                f"training.num_workers = {workers} with {each:g} {kind} each ({setting}) need {workers * each:g} {kind}, "
-                f"but the Ray cluster has {cluster.get(kind, 0):g}; lower training.num_workers or add nodes"
+                f"training.num_workers = {workers} with {each:g} {kind} each ({setting}) need {workers * each:g} "
+                f"{kind}, but the Ray cluster has {cluster.get(kind, 0):g}; lower training.num_workers or add nodes"
             )

@@ -64,7 +64,7 @@ def resolve(recipe: Recipe) -> Stage:
 
 def chat_format(stage: Stage) -> ChatFormat:
     """The stage's tokenizer with its chat template."""
-    return ChatFormat(load_tokenizer(stage.tokenizer, stage.recipe.model.chat_template))
+    return ChatFormat.of(load_tokenizer(stage.tokenizer, stage.recipe.model.chat_template))
 
 
 def prepare(stage: Stage) -> PreparedData:

@@ -10,6 +10,7 @@ import torch
 from transformers import set_seed
 
 from slime_ray.data.batching import Lengths, total_steps
+from slime_ray.data.token_cache import PreparedData
 from slime_ray.model.export import export, pad_id
 from slime_ray.model.loading import check_vocabulary, load_model
 from slime_ray.model.policy import Policy
@@ -20,18 +21,19 @@ from slime_ray.training.collective import rank, wait_for_all
 from slime_ray.training.loop import Training, run_loop
 from slime_ray.training.measurement import TokenizedRows, reference_logps
 from slime_ray.training.reference import ReferenceLogps
-from slime_ray.training.stage import REFERENCES, Stage, chat_format, prepare
+from slime_ray.training.stage import REFERENCES, Stage, chat_format
 
 Report = Callable[[dict[str, float]], None]
 
 
-def run_stage(stage: Stage, *, device: torch.device, report: Report) -> None:
+def run_stage(stage: Stage, prepared: PreparedData, *, device: torch.device, report: Report) -> None:
     """Train a stage to its end; every worker calls this, in a process group if there are several.
 
     The first worker writes metrics.jsonl, final/ and, last, the manifest.
 
     Args:
         stage: what to train; its run's folder has been begun.
+        prepared: its rows as tokens.
         device: where this worker computes.
         report: is given every line of metrics, on every worker.
 
@@ -43,10 +45,11 @@ def run_stage(stage: Stage, *, device: torch.device, report: Report) -> None:
     # The same on every worker: adapters start from the same numbers everywhere.
     set_seed(recipe.training.seed)
     form = chat_format(stage)
+    end_of_turn_id = form.require_end_of_turn()
     model = load_model(stage.source, recipe.model)
     check_vocabulary(model.config, form.tokenizer, recipe.model)
     policy = Policy(model, lora=recipe.lora, device=device)
-    training = make_training(stage, policy, padding=pad_id(form.tokenizer, form.end_of_turn_id))
+    training = make_training(stage, prepared, policy, padding=pad_id(form.tokenizer, end_of_turn_id))
 
     def log(metrics: dict[str, float]) -> None:
         if rank() == 0:
@@ -65,21 +68,21 @@ def run_stage(stage: Stage, *, device: torch.device, report: Report) -> None:
             steps=total_steps(rows, recipe.training),
             metrics=run.metrics(),
         )
-        export(policy.model, form.tokenizer, run.final, end_of_turn_id=form.end_of_turn_id, card=card)
+        export(policy.model, form.tokenizer, run.final, end_of_turn_id=end_of_turn_id, card=card)
         run.finish(data=stage.data_hash, model=stage.model_hash, parent=stage.source.parent)
     wait_for_all()
 
 
-def make_training(stage: Stage, policy: Policy, *, padding: int) -> Training:
-    """The loop's input: tokenised rows, the objective with its settings, and the reference's values if it needs them."""
+def make_training(stage: Stage, prepared: PreparedData, policy: Policy, *, padding: int) -> Training:
+    """The loop's input: rows, the objective with its settings, and the reference's values if it needs them."""
     recipe = stage.recipe
     objective = OBJECTIVES[recipe.loss.kind]
-    prepared = prepare(stage)
     train = TokenizedRows(prepared.train, Lengths.of(prepared.train), padding)
     held_out = TokenizedRows(prepared.eval, Lengths.of(prepared.eval), padding) if prepared.eval is not None else None
     if objective.needs_reference and not policy.has_adapter:
-        train = _with_reference(stage, policy, train)
-        held_out = _with_reference(stage, policy, held_out) if held_out is not None else None
+        train = _with_reference(stage, policy, train, rows=f"{prepared.folder.name}/train")
+        if held_out is not None:
+            held_out = _with_reference(stage, policy, held_out, rows=f"{prepared.folder.name}/eval")
     return Training(
         policy=policy,
         loss=partial(objective.loss, **recipe.loss.model_dump(exclude={"kind"})),
@@ -90,9 +93,9 @@ def make_training(stage: Stage, policy: Policy, *, padding: int) -> Training:
     )
 
 
-def _with_reference(stage: Stage, policy: Policy, data: TokenizedRows) -> TokenizedRows:
+def _with_reference(stage: Stage, policy: Policy, data: TokenizedRows, *, rows: str) -> TokenizedRows:
     """The same rows with the starting policy's values, read back if an earlier run stored them."""
-    key = json_hash([stage.model_hash, data.dataset.fingerprint, stage.recipe.model.model_dump(mode="json")])
+    key = json_hash([stage.model_hash, rows, stage.recipe.model.model_dump(mode="json")])
     path = stage.run.runs_dir / REFERENCES / f"{key}.safetensors"
     # Only once every worker has looked may the first one write: all of them must go the same way.
     stored = path.is_file()

@@ -1,0 +1,155 @@
+"""The command `slime-ray`: each subcommand reads a config, makes one call and prints the artifact."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from slime_ray.errors import SlimeRayError
+from slime_ray.overrides import load_recipe
+
+if TYPE_CHECKING:
+    from slime_ray.training.plan import Plan
+
+app = typer.Typer(
+    help="Preference pairs in; a model aligned with SLIME out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+quickstart = typer.Typer(no_args_is_help=True, help="What `make quickstart` starts from: our own data and a tiny model.")
+app.add_typer(quickstart, name="quickstart")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[dotted.key=value]...", show_default=False)]
+RunsDir = Annotated[Path, typer.Option(help="Where run folders are kept.")]
+
+
+def main(*command: str) -> None:
+    """Run the command line; a user's mistake is one line on standard error and exit code 2.
+
+    Args:
+        command: a subcommand that stands before the process's own arguments.
+    """
+    try:
+        app([*command, *sys.argv[1:]])
+    except SlimeRayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def inspect(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", show_default=False)],
+    recipe: Annotated[Path | None, typer.Option(help="Count tokens as this recipe would.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is in preference or SFT data and what is wrong with it."""
+    from slime_ray.data import inspection
+
+    found = inspection.inspect(paths, load_recipe(recipe) if recipe else None)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+    else:
+        Console().print(inspection.render(found))
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Show what a recipe would do: settings, parameters, steps, skipped rows, the run's name."""
+    from slime_ray.training.plan import make_plan
+
+    settings = load_recipe(recipe, overrides or [])
+    _warn(settings.warnings())
+    made = make_plan(settings)
+    print(json.dumps(settings.model_dump(mode="json", exclude_none=True), indent=2))
+    for name, value in _plan_rows(made, settings.training.pairs_per_step).items():
+        print(f"{name:<24} {value}")
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Train one stage on Ray Train and print the run's folder; a finished run is returned as it is."""
+    from slime_ray.training.fit import train as train_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+    _warn(settings.warnings())
+    print(train_recipe(settings).folder)
+
+
+@app.command()
+def score(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="run:NAME, a folder or a hub name.")],
+    data: Annotated[str, typer.Option(help="Held-out pairs; a row's `check` says what a right answer is.")],
+    runs_dir: RunsDir = Path("runs"),
+    max_length: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 2048,
+    max_new_tokens: Annotated[int, typer.Option(help="Where a generated answer is cut off.")] = 256,
+    samples: Annotated[int, typer.Option(help="Print so many prompts with every model's answer.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every answer.")] = False,
+) -> None:
+    """Compare checkpoints on held-out pairs: likelihoods, preference accuracy, checked answers."""
+    from dataclasses import asdict
+
+    from slime_ray.training import scoreboard
+    from slime_ray.training.scoring import score as score_model
+
+    scores = []
+    for model in models:
+        print(f"scoring {model}", file=sys.stderr)
+        options = {"max_length": max_length, "max_new_tokens": max_new_tokens}
+        scores.append(score_model(model, data, runs_dir=runs_dir.absolute(), **options))
+    if as_json:
+        print(json.dumps([asdict(found) for found in scores], indent=2, ensure_ascii=False))
+    else:
+        Console().print(scoreboard.render(scores, samples=samples))
+
+
+@quickstart.command("data")
+def quickstart_data(folder: Path, seed: int = 0) -> None:
+    """Write our own preference and SFT data: four parts that share no prompt."""
+    from slime_ray.quickstart.rows import write_parts
+
+    for path in write_parts(folder, seed=seed).values():
+        print(path)
+
+
+@quickstart.command("model")
+def quickstart_model(folder: Path, data: Annotated[str, typer.Option(help="SFT rows.")], seed: int = 0) -> None:
+    """Train a tokenizer on SFT rows and write a small Llama with random weights for it."""
+    from slime_ray.quickstart.models import write_model
+
+    print(write_model(folder, data, seed=seed))
+
+
+def _plan_rows(plan: Plan, pairs_per_step: int) -> dict[str, str]:
+    parts = {"train": plan.train, "held out": plan.held_out}
+    rows = {
+        "run": f"{plan.run} ({'finished' if plan.finished else 'not yet trained'})",
+        "parameters": f"{plan.parameters:,}",
+        "trained parameters": f"{plan.trained:,}",
+        "steps": f"{plan.steps:,}",
+        "pairs per step": f"{pairs_per_step:,}",
+        "tokens per step": f"{plan.tokens_per_step:,.0f} on average",
+    }
+    for name, facts in parts.items():
+        if facts is None:
+            rows[f"{name} rows"] = "none: no evaluation"
+            continue
+        skipped = ", ".join(f"{reason} {len(places)}" for reason, places in facts.skipped_by_reason.items())
+        rows[f"{name} rows"] = f"{facts.rows:,} usable; skipped: {skipped or 'none'}"
+        rows[f"{name} rows cut"] = f"prompt {facts.prompt_cut:,}, completion {facts.completion_cut:,}"
+    return rows
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)

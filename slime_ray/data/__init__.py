@@ -1,0 +1,1 @@
+"""From files, folders and hub names to tokenised rows and the batches made of them."""

@@ -1,0 +1,1 @@
+"""Judging what a model answers: checks, questions, answers, judgments and reports."""

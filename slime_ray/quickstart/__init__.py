@@ -1,0 +1,1 @@
+"""The bundled demonstration: generated data and a tiny model, nothing to download."""
