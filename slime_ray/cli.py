@@ -55,12 +55,19 @@ def inspect(
 ) -> None:
     """Show what is in preference or SFT data and what is wrong with it."""
     from slime_ray.data import inspection
+    from slime_ray.data.inspection_table import render
+    from slime_ray.model.source import find_model
 
-    found = inspection.inspect(paths, load_recipe(recipe) if recipe else None)
+    settings = load_recipe(recipe) if recipe else None
+    tokenizer = None
+    if settings is not None:
+        name = settings.model.tokenizer or settings.model.name
+        tokenizer = find_model(name, runs_dir=Path(settings.runs_dir)).location
+    found = inspection.inspect(paths, settings, tokenizer=tokenizer)
     if as_json:
         print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
     else:
-        Console().print(inspection.render(found))
+        Console().print(render(found))
 
 
 @app.command()
@@ -93,12 +100,13 @@ def score(
     runs_dir: RunsDir = Path("runs"),
     max_length: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 2048,
     max_new_tokens: Annotated[int, typer.Option(help="Where a generated answer is cut off.")] = 256,
-    samples: Annotated[int, typer.Option(help="Print so many prompts with every model's answer.")] = 3,
+    samples: Annotated[int, typer.Option(help="Print so many prompts with every model's answer.")] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every answer.")] = False,
 ) -> None:
     """Compare checkpoints on held-out pairs: likelihoods, preference accuracy, checked answers."""
     from dataclasses import asdict
 
+    from slime_ray.model.source import find_model
     from slime_ray.training import scoreboard
     from slime_ray.training.scoring import score as score_model
 
@@ -111,6 +119,8 @@ def score(
         print(json.dumps([asdict(found) for found in scores], indent=2, ensure_ascii=False))
     else:
         Console().print(scoreboard.render(scores, samples=samples))
+        for model in models:
+            print(f"{model}: {find_model(model, runs_dir=runs_dir.absolute()).location}")
 
 
 @quickstart.command("data")

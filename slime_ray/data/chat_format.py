@@ -27,7 +27,7 @@ _FIXED_DATE = (
 )
 _SENTINEL = "SLIMEPROBE"
 # Tells tokenizers apart that have the same vocabulary but cut or normalise text differently.
-_PROBE_TEXT = "  Hello, World! 1234 don't\n\n\tÉté ﬁ ９ 日本語 🙂 </s> naïve"
+_PROBE_TEXT = "Hello,  World! 1234 don't\n\n\tÉté ﬁ ９ 日本語 🙂 </s> naïve"
 
 TemplateProblem = Literal["refused", "no_continuation", "missing_end_of_turn"]
 

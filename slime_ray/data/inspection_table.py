@@ -22,7 +22,7 @@ def render(inspection: Inspection) -> RenderableType:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for file in inspection.files:
         table.add_column(Text(_short(file.path)), justify="right", overflow="fold")
     for label, value in _LINES:

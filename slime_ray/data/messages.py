@@ -117,7 +117,7 @@ def _text(text: str, source: str) -> str:
 def _tool_calls(value: Any, source: str) -> list[Any]:
     """OpenAI's form with the arguments as an object, which is what chat templates print."""
     calls = []
-    for call in [value] if isinstance(value, dict) else value:
+    for call in value if isinstance(value, (list, tuple)) else [value]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or "name" not in function:
             raise DataError(f"{source}: {_shown(call)} is no tool call; expected a name and arguments")

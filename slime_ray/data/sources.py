@@ -128,8 +128,8 @@ def _begins_with_bracket(file: BinaryIO) -> bool:
 def _line_rows(path: Path, file: BinaryIO) -> Iterator[SourceRow]:
     # A binary file is split on b"\n" alone; str.splitlines would also split at U+2028 inside a text.
     for number, line in enumerate(file, start=1):
-        text = _decoded(path, line, first_line=number)
-        if not text.strip(" \t\r\n"):
+        text = _decoded(path, line, first_line=number).rstrip(" \t\r\n")
+        if not text:
             continue
         try:
             value = json.loads(text)

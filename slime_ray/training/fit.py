@@ -100,9 +100,13 @@ def _fit(trainer: Any) -> Result:
 
 def _worker(config: dict[str, Any]) -> None:
     import ray.train
+    import torch
     from ray.train.torch import get_device
 
     from slime_ray.training.worker import run_stage
+
+    stage: Stage = config["stage"]
+    torch.set_num_threads(stage.recipe.training.cpus_per_worker)
 
     def report(metrics: dict[str, float]) -> None:
         # A report is a barrier over all workers: only evaluations are worth one.
@@ -110,7 +114,7 @@ def _worker(config: dict[str, Any]) -> None:
             ray.train.report(metrics)
 
     device: Any = get_device()
-    run_stage(config["stage"], open_tokens(config["tokens"]), device=device, report=report)
+    run_stage(stage, open_tokens(config["tokens"]), device=device, report=report)
 
 
 def _worker_resources(stage: Stage) -> dict[str, float]:

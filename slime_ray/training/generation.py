@@ -27,8 +27,10 @@ def generate(
         stop_ids: tokens that end an answer.
         seed: None takes the likeliest token, a number samples from the whole distribution at temperature 1.
     """
+    sampling: dict[str, Any] = {"do_sample": False}
     if seed is not None:
         torch.manual_seed(seed)
+        sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     model.eval()
     answers: dict[int, list[int]] = {}
     # Prompts of like length go together, so that little is padded.
@@ -43,13 +45,10 @@ def generate(
             input_ids=ids_SL.to(model.device),
             attention_mask=mask_SL.to(model.device),
             max_new_tokens=max_new_tokens,
-            do_sample=seed is not None,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
             eos_token_id=list(stop_ids),
             pad_token_id=pad_id,
             use_cache=True,
+            **sampling,
         )
         for index, ids in zip(indices, output_SL[:, width:].tolist(), strict=True):
             answers[index] = _until_stop(ids, stop_ids)

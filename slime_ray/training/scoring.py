@@ -69,7 +69,7 @@ class Score:
     Attributes:
         model: as it was named.
         chosen, rejected: mean token log-probability of each pair's answers, in nats.
-        answers: one for each pair, greedy and sampled at temperature 1.
+        answers: one for each pair, greedy and sampled at temperature 1; none if none were generated.
     """
 
     model: str
@@ -98,7 +98,7 @@ def score(name: str, pairs: str, *, runs_dir: Path, max_length: int, max_new_tok
         name: run:NAME, a folder or a hub name.
         pairs: a preference file; a row's `check` says what a right answer is.
         max_length: tokens of prompt and answer together.
-        max_new_tokens: where a generated answer is cut off.
+        max_new_tokens: where a generated answer is cut off; 0 generates none.
 
     Raises:
         SlimeRayError: the model or the file cannot be used.
@@ -138,6 +138,8 @@ def _compute(source: ModelSource, name: str, data: DataConfig, *, runs_dir: Path
 def _answers(
     policy: Policy, chat: ChatFormat, rows: TokenizedRows, pairs: dict[str, Preference], *, max_new_tokens: int
 ) -> tuple[Answer, ...]:
+    if max_new_tokens == 0:
+        return ()
     prompts, sources = rows.dataset["prompt_ids"], rows.dataset["source"]
     texts: dict[str, list[str]] = {}
     for way, seed in (("greedy", None), ("sampled", _SAMPLE_SEED)):

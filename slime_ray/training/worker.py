@@ -20,6 +20,7 @@ from slime_ray.training.card import model_card
 from slime_ray.training.collective import rank, wait_for_all
 from slime_ray.training.loop import Training, run_loop
 from slime_ray.training.measurement import TokenizedRows, reference_logps
+from slime_ray.training.plot import plot_run
 from slime_ray.training.reference import ReferenceLogps
 from slime_ray.training.stage import REFERENCES, Stage, chat_format
 
@@ -41,7 +42,6 @@ def run_stage(stage: Stage, prepared: PreparedData, *, device: torch.device, rep
         SlimeRayError: the user's mistakes that only show here, and NonFiniteError.
     """
     recipe, run = stage.recipe, stage.run
-    torch.set_num_threads(recipe.training.cpus_per_worker)
     # The same on every worker: adapters start from the same numbers everywhere.
     set_seed(recipe.training.seed)
     form = chat_format(stage)
@@ -69,6 +69,7 @@ def run_stage(stage: Stage, prepared: PreparedData, *, device: torch.device, rep
             metrics=run.metrics(),
         )
         export(policy.model, form.tokenizer, run.final, end_of_turn_id=end_of_turn_id, card=card)
+        plot_run(run, run.folder / "metrics.png")
         run.finish(data=stage.data_hash, model=stage.model_hash, parent=stage.source.parent)
     wait_for_all()
 

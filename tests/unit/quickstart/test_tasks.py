@@ -65,7 +65,8 @@ def test_some_prompts_have_several_turns_and_some_a_system_message(parts: dict[s
 def test_a_follow_up_asks_again_after_an_answer(parts: dict[str, list[dict[str, Any]]], name: str) -> None:
     prompts = [row["prompt"] for row in parts["preference"] if row["kind"] == name]
     roles = [[message["role"] for message in prompt if message["role"] != "system"] for prompt in prompts]
-    assert roles and all(found == ["user", "assistant", "user"] for found in roles)
+    assert roles
+    assert all(found == ["user", "assistant", "user"] for found in roles)
 
 
 def test_chosen_passes_and_rejected_fails_its_check(parts: dict[str, list[dict[str, Any]]]) -> None:
@@ -140,13 +141,15 @@ def test_the_files_hold_the_rows_and_nothing_else_is_left(tmp_path: Path) -> Non
     rows = generate_parts(seed=3, **SMALL)
     for part, path in paths.items():
         data = path.read_bytes()
-        assert b"\r" not in data and data.endswith(b"\n")
+        assert b"\r" not in data
+        assert data.endswith(b"\n")
         assert [json.loads(line) for line in data.decode("utf-8").splitlines()] == rows[part]
 
 
 def test_the_size_of_a_training_part_leaves_the_small_parts_alone(parts: dict[str, list[dict[str, Any]]]) -> None:
     fewer = generate_parts(sft=1_000, preference=2_000)
-    assert fewer["test"] == parts["test"] and fewer["validation"] == parts["validation"]
+    assert fewer["test"] == parts["test"]
+    assert fewer["validation"] == parts["validation"]
 
 
 @pytest.mark.parametrize(("part", "size"), [("preference", 100_000), ("sft", 0)])

@@ -1,0 +1,59 @@
+# Everything a person or CI calls. `make quickstart` and `make test` do all the set-up they need.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+# The first Python on the PATH that is 3.11 or 3.12; override with make PYTHON=...
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+QUICKSTART := runs/quickstart
+
+.PHONY: setup quickstart test test-slow lint bench lock
+
+setup: $(VENV)/.complete
+
+# torch by itself and with its dependencies: the registry's CUDA build needs its libraries even on a CPU. PIP_* variables
+# are passed on, so PIP_INDEX_URL and the like name another index.
+$(VENV)/.complete: requirements/cpu.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; name one with make PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/cpu.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+quickstart: setup
+	$(BIN)/slime-ray quickstart data $(QUICKSTART)/data
+	$(BIN)/slime-ray inspect $(QUICKSTART)/data/preference.jsonl
+	$(BIN)/slime-ray quickstart model $(QUICKSTART)/base --data $(QUICKSTART)/data/sft.jsonl
+	$(BIN)/slime-ray train jobs/recipes/quickstart/sft.toml
+	$(BIN)/slime-ray train jobs/recipes/quickstart/sft-continued.toml
+	$(BIN)/slime-ray train jobs/recipes/quickstart/slime.toml
+	$(BIN)/slime-ray score $(QUICKSTART)/base run:quickstart/sft run:quickstart/sft-continued run:quickstart/slime \
+		--data $(QUICKSTART)/data/test.jsonl --max-length 256 --max-new-tokens 64
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks.align_real_pairs
+
+# Pin what `make setup` installs. torch and what it brings on CUDA are left out: see the rule for $(VENV)/.complete.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet uv
+	build/lock/bin/uv pip compile pyproject.toml --extra train --group dev --universal --python-version 3.11 \
+		--constraint <(echo $(TORCH)) --no-header --no-annotate --quiet \
+		| grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' \
+		| sed "s/ ; sys_platform == 'linux'//; s/ and sys_platform == 'linux'//" > requirements/cpu.lock

@@ -1,0 +1,471 @@
+"""The gradient does not depend on how pairs are cut, padded or spread over workers; nor do the weights it leads to.
+
+From the same weights, dropout 0, sdpa attention, float64: loss and gradient of one step are equal to 1e-9 of the largest
+gradient, weights after 30 steps to 1e-6 (transformers' norms round to float32).
+
+Run as a script, this file is one of several workers: `python test_equality.py FOLDER RANK`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from slime_ray.config.recipe import Recipe
+from slime_ray.config.training import TrainingConfig
+from slime_ray.data.batching import cut, deal, global_batch, steps_per_epoch, total_steps
+from slime_ray.model.export import pad_id
+from slime_ray.model.loading import load_model
+from slime_ray.model.lora import merge_lora
+from slime_ray.model.policy import Policy
+from slime_ray.objectives.completions import CompletionLogps, StepTotals
+from slime_ray.training import collective
+from slime_ray.training.loop import Training, run_loop
+from slime_ray.training.measurement import completion_logps, measure, metric_names, reference_logps
+from slime_ray.training.stage import chat_format, prepare, resolve
+from slime_ray.training.worker import make_training
+
+KINDS = ("slime", "dpo", "simpo", "sft")
+# Large steps, so that 30 of them lead somewhere; no clipping, which would hide a gradient of the wrong size.
+SETTINGS = {"learning_rate": 1e-3, "weight_decay": 0.1, "pairs_per_step": 8, "tokens_per_micro_batch": 400}
+THIRTY = {"max_steps": 30}
+LORA = {"r": 4, "alpha": 8}
+HEAD_TRAINED = LORA | {"modules_to_save": ["lm_head"]}
+
+Gradients = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training that some workers do together.
+
+    Attributes:
+        kind: of the loss.
+        training: settings besides SETTINGS.
+        limit: rows of data.
+        lora: adapters instead of full fine-tuning.
+    """
+
+    kind: str
+    training: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    lora: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """A folder's name that no other case has."""
+        settings = [f"{key}-{value}" for key, value in self.training.items()]
+        return "_".join([self.kind, *settings, f"limit-{self.limit}", *(["lora"] if self.lora else [])])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What comes of a case: metrics and gradients of its first step, and metrics of all steps and the weights."""
+
+    first: dict[str, float]
+    gradients: Gradients
+    metrics: list[dict[str, float]]
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where the model, the data files and a folder to write in lie."""
+
+    model: str
+    pairs: str
+    demonstrations: str
+    folder: str
+
+
+def make(case: Case, inputs: Inputs, *, runs: str = "alone") -> Training:
+    """A case's model and data, made as a worker of a stage makes them."""
+    recipe = Recipe.model_validate(
+        {
+            "runs_dir": str(Path(inputs.folder, runs)),
+            "model": {"name": inputs.model, "dtype": "float64"},
+            "data": {
+                "train": [inputs.demonstrations if case.kind == "sft" else inputs.pairs],
+                "max_length": 96,
+                "limit": case.limit,
+            },
+            "loss": {"kind": case.kind},
+            "lora": case.lora,
+            "training": SETTINGS | case.training,
+        }
+    )
+    stage = resolve(recipe)
+    torch.manual_seed(0)
+    model = load_model(stage.source, recipe.model)
+    policy = Policy(model, lora=recipe.lora, device=torch.device("cpu"))
+    form = chat_format(stage)
+    return make_training(stage, prepare(stage), policy, padding=pad_id(form.tokenizer, form.require_end_of_turn()))
+
+
+def first_step(training: Training) -> tuple[dict[str, float], Gradients]:
+    """Metrics and gradients of the first global batch, added up over the workers; the weights stay as they are."""
+    rows = global_batch(len(training.train), training.settings, step=0)
+    metrics = measure(
+        training.policy,
+        training.loss,
+        rows,
+        training.train,
+        training.settings,
+        adapter_off=training.adapter_off,
+        backward=True,
+    )
+    parameters = training.policy.trained()
+    collective.sum_gradients(parameter for _, parameter in parameters)
+    gradients = {name: parameter.grad.clone() for name, parameter in parameters if parameter.grad is not None}
+    training.policy.model.zero_grad()
+    assert gradients.keys() == {name for name, _ in parameters}
+    return metrics, gradients
+
+
+def outcome(training: Training) -> Outcome:
+    """The first step's gradients, then the whole training."""
+    first, gradients = first_step(training)
+    metrics: list[dict[str, float]] = []
+    run_loop(training, metrics.append)
+    weights = {name: parameter.detach().clone() for name, parameter in training.policy.trained()}
+    return Outcome(first, gradients, metrics, weights)
+
+
+def assert_same_step(actual: tuple[dict[str, float], Gradients], expected: tuple[dict[str, float], Gradients]) -> None:
+    """Metrics are equal, gradients to 1e-9 of the largest one."""
+    (metrics, gradients), (expected_metrics, expected_gradients) = actual, expected
+    assert metrics == pytest.approx(expected_metrics, rel=1e-9, abs=1e-9)
+    largest = max(gradient.abs().max().item() for gradient in expected_gradients.values())
+    assert largest > 1e-3
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        assert (gradients[name] - gradient).abs().max().item() <= 1e-9 * largest, name
+
+
+def assert_same_outcome(actual: Outcome, expected: Outcome, *, start: Training) -> None:
+    """One step is equal to 1e-9, and the weights at the end, which are far from those at the start, to 1e-6."""
+    assert_same_step((actual.first, actual.gradients), (expected.first, expected.gradients))
+    assert actual.weights.keys() == expected.weights.keys()
+    for name, weight in expected.weights.items():
+        assert (actual.weights[name] - weight).abs().max().item() <= 1e-6, name
+    moved = [(p.detach() - expected.weights[name]).abs().max().item() for name, p in start.policy.trained()]
+    assert min(moved) > 1e-3
+    timings = {"tokens_per_second", "pairs_per_second"}
+    for line, other in zip(actual.metrics, expected.metrics, strict=True):
+        assert line.keys() == other.keys()
+        values = {name: value for name, value in other.items() if name not in timings}
+        assert {name: line[name] for name in values} == pytest.approx(values, rel=1e-5, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def inputs(
+    tiny_model: Path, preference_file: Path, sft_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Inputs:
+    return Inputs(str(tiny_model), str(preference_file), str(sft_file), str(tmp_path_factory.mktemp("equality")))
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: Inputs) -> Callable[[Case], Outcome]:
+    """What one worker makes of a case, computed once."""
+    found: dict[str, Outcome] = {}
+
+    def compute(case: Case) -> Outcome:
+        if case.name not in found:
+            found[case.name] = outcome(make(case, inputs))
+        return found[case.name]
+
+    return compute
+
+
+# --- One worker: micro-batches and padding.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param({"tokens_per_micro_batch": 1}, id="8 micro-batches of 1"),
+        pytest.param({"tokens_per_micro_batch": 10**9}, id="1 micro-batch of 8"),
+        pytest.param({"padding_side": "left"}, id="padding left"),
+    ],
+)
+def test_layout_changes_nothing(
+    kind: str, layout: dict[str, Any], inputs: Inputs, alone: Callable[[Case], Outcome]
+) -> None:
+    start = make(Case(kind), inputs)
+    rows = global_batch(len(start.train), start.settings, step=0)
+    sizes = [
+        len(batch.rows)
+        for batch in start.train.micro_batches(rows, start.settings.model_copy(update=layout), start.policy.device)
+    ]
+    expected_sizes = {1: [1] * 8, 10**9: [8]}.get(layout.get("tokens_per_micro_batch", 0))
+    assert sizes == expected_sizes if expected_sizes else 1 < len(sizes) < 8
+    actual = outcome(make(Case(kind, THIRTY | layout), inputs))
+    assert_same_outcome(actual, alone(Case(kind, THIRTY)), start=start)
+
+
+def test_the_last_batch_is_divided_by_its_own_size(inputs: Inputs) -> None:
+    training = make(Case("slime"), inputs)
+    assert len(training.train) == 41
+    last = global_batch(41, training.settings, step=5)
+    assert len(last) == 1
+    # The one pair alone, without any batch: what the mean over it must be.
+    batch = training.train.collate(last, training.settings)
+    logps = completion_logps(training.policy, batch, None, adapter_off=False)
+    tokens = StepTotals(1, int((~logps.rejected_N).sum()), int(logps.rejected_N.sum()))
+    value, _ = training.loss(logps, tokens)
+    value.backward()
+    expected = {name: p.grad.clone() for name, p in training.policy.trained() if p.grad is not None}
+
+    start = replace(training, settings=training.settings.model_copy(update={"max_steps": 6, "learning_rate": 1e-300}))
+    training.policy.model.zero_grad()
+    seen: list[dict[str, float]] = []
+    gradients: list[Gradients] = []
+    with recorded_gradients(training.policy, gradients):
+        run_loop(start, seen.append)
+    assert seen[5]["loss"] == pytest.approx(value.item(), rel=1e-12)
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (gradients[5][name] - gradient).abs().max().item() <= 1e-9 * largest, name
+
+
+@contextmanager
+def recorded_gradients(policy: Policy, into: list[Gradients]) -> Iterator[None]:
+    """Inside it every optimizer step notes the gradients that it is given."""
+
+    def note(*_: Any) -> None:
+        into.append({name: p.grad.clone() for name, p in policy.trained() if p.grad is not None})
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# --- Several workers: gloo processes without Ray.
+
+# A name of what is trained, the case, and the number of workers. An epoch's last batch is of 1 pair, so that of 3 workers
+# two are left without; of a global batch of 2 pairs, one.
+SPREAD: dict[str, tuple[Case, int]] = {
+    **{f"{kind} in 2 workers": (Case(kind, THIRTY), 2) for kind in KINDS},
+    **{f"{kind} in 3 workers": (Case(kind, THIRTY), 3) for kind in ("slime", "dpo")},
+    **{f"2 pairs of {kind} in 3 workers": (Case(kind, THIRTY | {"pairs_per_step": 2}), 3) for kind in ("slime", "sft")},
+    "dpo with LoRA in 2 workers": (Case("dpo", THIRTY, lora=LORA), 2),
+    "2 pairs of slime with LoRA in 3 workers": (Case("slime", THIRTY | {"pairs_per_step": 2}, lora=HEAD_TRAINED), 3),
+}
+
+
+@pytest.fixture(scope="module")
+def spread(inputs: Inputs) -> Callable[[str], list[Outcome]]:
+    """What every worker of a case of SPREAD has at its end; all cases are computed by one set of processes."""
+    folder = Path(inputs.folder)
+    jobs = [{"case": asdict(case), "world": world, "name": name} for name, (case, world) in SPREAD.items()]
+    (folder / "jobs.json").write_text(json.dumps({"inputs": asdict(inputs), "jobs": jobs}), encoding="utf-8")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(rank)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    try:
+        printed = [worker.communicate(timeout=200)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0, 0], "\n".join(printed)
+
+    def read(name: str) -> list[Outcome]:
+        world = SPREAD[name][1]
+        found = [torch.load(folder / f"{name}-{rank}.pt") for rank in range(world)]
+        return [Outcome(**values) for values in found]
+
+    return read
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_workers_change_nothing(
+    name: str, inputs: Inputs, alone: Callable[[Case], Outcome], spread: Callable[[str], list[Outcome]]
+) -> None:
+    case = SPREAD[name][0]
+    outcomes = spread(name)
+    assert_same_outcome(outcomes[0], alone(case), start=make(case, inputs))
+    for other in outcomes[1:]:
+        assert other.first == outcomes[0].first
+        assert all(torch.equal(other.weights[key], weight) for key, weight in outcomes[0].weights.items())
+
+
+def work(folder: Path, rank: int) -> None:
+    """Take part in the jobs that have a place for this worker and write what came out."""
+    torch.set_num_threads(1)
+    request = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
+    inputs = Inputs(**request["inputs"])
+    for job in request["jobs"]:
+        case, world, name = Case(**job["case"]), job["world"], job["name"]
+        if rank >= world:
+            continue
+        dist.init_process_group("gloo", init_method=f"file://{folder}/{name}.group", rank=rank, world_size=world)
+        assert (collective.rank(), collective.world()) == (rank, world)
+        found = outcome(make(case, inputs, runs=f"{case.name}-{world}"))
+        torch.save(vars(found), folder / f"{name}-{rank}.pt")
+        dist.destroy_process_group()
+
+
+# --- DPO's reference, and merging.
+
+
+def with_adapters(training: Training) -> Training:
+    """Adapters start as zero; here they are not, as after some training."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in training.policy.trained():
+            if "lora_B" in name or "modules_to_save" in name:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter.add_(noise, alpha=0.05)
+    return training
+
+
+@pytest.mark.parametrize("lora", [LORA, HEAD_TRAINED], ids=["adapters", "adapters and a head trained in full"])
+def test_dpo_with_the_adapter_off_is_dpo_with_the_stored_reference(lora: dict[str, Any], inputs: Inputs) -> None:
+    case = Case("dpo", THIRTY, lora=lora)
+    start, adapter_off, stored = (with_adapters(make(case, inputs)) for _ in range(3))
+    assert adapter_off.adapter_off
+    assert adapter_off.train.reference is None
+    # The stored values are those of the model that was never wrapped.
+    full = make(replace(case, lora=None), inputs, runs="stored")
+    assert not full.adapter_off
+    reference = full.train.reference
+    assert reference is not None
+    assert list(Path(inputs.folder, "stored", ".cache", "reference").iterdir())
+    adapted = reference_logps(start.policy, start.train, start.settings)
+    assert np.abs(adapted.chosen - reference.chosen).min() > 1e-3
+    stored = replace(stored, adapter_off=False, train=replace(stored.train, reference=reference))
+    assert_same_outcome(outcome(stored), outcome(adapter_off), start=start)
+
+
+def test_stored_reference_values_are_those_before_training(inputs: Inputs) -> None:
+    training = make(Case("dpo", THIRTY), inputs, runs="before")
+    assert training.train.reference is not None
+    metrics, _ = first_step(training)
+    assert metrics["loss"] == pytest.approx(np.log(2), rel=1e-12)
+    before = deepcopy(training.train.reference)
+    run_loop(training, lambda _: None)
+    again = make(Case("dpo", THIRTY), inputs, runs="before")
+    assert again.train.reference is not None
+    assert np.array_equal(again.train.reference.chosen, before.chosen)
+    assert np.array_equal(again.train.reference.rejected, before.rejected)
+
+
+@pytest.mark.parametrize("lora", [LORA, HEAD_TRAINED], ids=["adapters", "adapters and a head trained in full"])
+def test_the_merged_model_gives_the_log_probabilities_of_the_wrapped_one(lora: dict[str, Any], inputs: Inputs) -> None:
+    training = with_adapters(make(Case("slime", lora=lora), inputs))
+    rows = np.arange(len(training.train))
+    batch = training.train.collate(rows, training.settings)
+    unadapted = make(Case("slime"), inputs).policy
+    with torch.no_grad():
+        expected_N = training.policy.completion_logps(batch)
+        assert (unadapted.completion_logps(batch) - expected_N).abs().max().item() > 1e-2
+        wrapped: Any = training.policy.model
+        merged = Policy(merge_lora(wrapped), lora=None, device=training.policy.device)
+        torch.testing.assert_close(merged.completion_logps(batch), expected_N, rtol=0, atol=1e-6)
+        logits_SLV = merged.plain(
+            input_ids=batch.input_ids_SL, attention_mask=batch.attention_mask_SL, position_ids=batch.position_ids_SL
+        ).logits
+    own_NV = torch.log_softmax(logits_SLV.flatten(0, 1)[batch.predict_N], -1)
+    own_N = own_NV.gather(1, batch.targets_N[:, None]).squeeze(1)
+    torch.testing.assert_close(own_N, expected_N, rtol=0, atol=1e-6)
+
+
+# --- Which rows make a step, and who gets them.
+
+
+@pytest.mark.parametrize(("rows", "pairs_per_step"), [(41, 8), (40, 8), (5, 8), (1, 1), (9, 2)])
+def test_every_row_of_an_epoch_occurs_once(rows: int, pairs_per_step: int) -> None:
+    config = TrainingConfig(pairs_per_step=pairs_per_step, epochs=2, seed=3)
+    steps = steps_per_epoch(rows, config)
+    assert total_steps(rows, config) == 2 * steps
+    epochs = [[global_batch(rows, config, step=epoch * steps + g) for g in range(steps)] for epoch in range(2)]
+    for batches in epochs:
+        assert sorted(np.concatenate(batches).tolist()) == list(range(rows))
+        assert [len(batch) for batch in batches[:-1]] == [pairs_per_step] * (steps - 1)
+        assert len(batches[-1]) == (rows % pairs_per_step or pairs_per_step)
+    if rows > 8:
+        assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(epochs[1]))
+
+
+def test_a_global_batch_is_a_function_of_seed_epoch_and_place_alone() -> None:
+    config = TrainingConfig(pairs_per_step=8, epochs=3)
+    in_order = [global_batch(41, config, step=step).tolist() for step in range(18)]
+    np.random.seed(1)
+    torch.manual_seed(1)
+    # Whatever came before, however the run is spread, and however long it is to be.
+    elsewhere = {"num_workers": 4, "tokens_per_micro_batch": 1, "padding_side": "left", "epochs": 9, "max_steps": 5}
+    other = config.model_copy(update=elsewhere | {"learning_rate": 1.0})
+    for step in reversed(range(18)):
+        assert global_batch(41, other, step=step).tolist() == in_order[step]
+    reseeded = [global_batch(41, config.model_copy(update={"seed": 1}), step=step).tolist() for step in range(18)]
+    assert all(one != two for one, two in zip(in_order[:5], reseeded[:5], strict=True))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 64])
+def test_dealing_is_a_partition_of_like_parts(size: int, world: int) -> None:
+    generator = np.random.default_rng([size, world])
+    lengths = generator.integers(1, 100, 200)
+    batch = generator.permutation(200)[:size]
+    parts = [deal(batch, lengths, rank=rank, world=world) for rank in range(world)]
+    assert sorted(np.concatenate(parts).tolist()) == sorted(batch.tolist())
+    counts = [len(part) for part in parts]
+    assert max(counts) - min(counts) <= 2
+    sums = [int(lengths[part].sum()) for part in parts]
+    assert max(sums) - min(sums) <= 2 * lengths[batch].max()
+    for part in parts:
+        assert (np.diff(lengths[part]) <= 0).all()
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+@pytest.mark.parametrize("budget", [1, 50, 300, 10**9])
+def test_cutting_keeps_order_and_budget(budget: int, sequences: int) -> None:
+    generator = np.random.default_rng(budget)
+    lengths = generator.integers(1, 100, 64)
+    rows = deal(np.arange(64), lengths, rank=0, world=1)
+    pieces = cut(rows, lengths, sequences=sequences, budget=budget)
+    assert np.concatenate(pieces).tolist() == rows.tolist()
+    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+        longest = sequences * int(lengths[piece].max())
+        assert len(piece) == 1 or len(piece) * longest <= budget
+        # Another row would not have fitted.
+        assert following is None or (len(piece) + 1) * longest > budget
+    assert cut(np.array([], dtype=np.int64), lengths, sequences=sequences, budget=budget) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_without_pairs_knows_the_names_of_the_metrics(kind: str, inputs: Inputs) -> None:
+    loss = make(Case(kind), inputs).loss
+    sides_N, reference_B = torch.tensor([False, True]), torch.tensor([-1.0])
+    pair = CompletionLogps(torch.tensor([-1.0, -2.0]), torch.tensor([0, 0]), sides_N, 1, reference_B, reference_B)
+    totals = StepTotals(pairs=1, chosen_tokens=1, rejected_tokens=1)
+    assert list(metric_names(loss, totals)) == list(loss(pair, totals)[1])
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), int(sys.argv[2]))
