@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-quickstart = typer.Typer(no_args_is_help=True, help="What `make quickstart` starts from: our own data and a tiny model.")
+quickstart = typer.Typer(no_args_is_help=True, help="What `make quickstart` starts from.")
 app.add_typer(quickstart, name="quickstart")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", show_default=False)]

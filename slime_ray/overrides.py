@@ -29,7 +29,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     values = _read_toml(path)
     for override in overrides:
         _apply(values, override)
-    values.setdefault("name", recipe_name(path))
+    values["name"] = values.get("name") or recipe_name(path)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -52,6 +52,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such recipe; expected a TOML file") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; expected a TOML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a TOML file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; expected a TOML file") from None
     except tomllib.TOMLDecodeError as error:
@@ -86,8 +88,8 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem that pydantic found, as one sentence; how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    # Pydantic puts the tag of the [loss] union into the location; it is no key that a user wrote.
-    location = [str(part) for part in first["loc"]]
+    # Pydantic puts the member of a union into the location: a type, or the tag of [loss]. No user wrote it as a key.
+    location = [str(part) for part in first["loc"] if part not in ("str", "list[str]")]
     if location[:1] == ["loss"] and len(location) > 1:
         location.pop(1)
     key = ".".join(location) or "the recipe"
@@ -100,10 +102,18 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
         case "missing":
             return f"{key} is missing; it has no default, set it in the recipe{more}"
         case "union_tag_invalid":
-            return f"{key}.kind = {first['ctx']['tag']!r}; expected one of {first['ctx']['expected_tags']}{more}"
+            context = first.get("ctx", {})
+            return f"{key}.kind = {context.get('tag')!r}; expected one of {context.get('expected_tags')}{more}"
+        case "value_error":
+            return f"{key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}{more}"
+        case "model_type" | "model_attributes_type":
+            return f"{key} = {first['input']!r}; expected a table of settings{more}"
+        case "too_short":
+            at_least = first.get("ctx", {}).get("min_length")
+            return f"{key} = {first['input']!r}; expected at least {at_least} of them{more}"
         case _:
-            expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            return f"{key} = {first['input']!r}; expected {expected.removeprefix('expected ')}{more}"
+            expected = first["msg"].removeprefix("Input should be ")
+            return f"{key} = {first['input']!r}; expected {expected}{more}"
 
 
 def _keys_beside(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-WORDS = "red blue small large river stone walks reads never always seven morning window quiet answer letter".split()
+WORDS = ["red", "blue", "small", "river", "stone", "walks", "reads", "never", "always", "seven", "window", "letter"]
 # What recipes of the tests have unless they say otherwise; the model and the data are added by `write_recipe`.
 SETTINGS = {
     "model.dtype": "float64",
@@ -132,6 +133,6 @@ def ray_cluster() -> Iterator[None]:
     """A Ray cluster of 4 CPUs in processes of this machine."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()

@@ -112,14 +112,19 @@ def test_entry_points_define_nothing() -> None:
         assert not found, f"{path.name} defines something"
 
 
+EVALUATION = [module for module, _ in MODULES if named(module, "evaluation")]
+
+
 @pytest.mark.parametrize(
     ("names", "absent"),
     [
-        pytest.param(["slime_ray", "slime_ray.cli"], ["torch", "ray", "transformers"], id="the package and its command"),
-        pytest.param(["slime_ray.data.inspection"], ["torch", "ray"], id="inspect"),
-        pytest.param(["slime_ray.runs", "slime_ray.model.source", "slime_ray.training.stage"], ["torch", "ray"], id="runs"),
-        pytest.param([m for m, _ in MODULES if named(m, "evaluation")], ["torch", "ray"], id="evaluation"),
+        (["slime_ray", "slime_ray.cli"], ["torch", "ray", "transformers"]),
+        (["slime_ray.data.inspection"], ["torch", "ray"]),
+        (["slime_ray.runs", "slime_ray.model.source", "slime_ray.training.stage"], ["torch", "ray"]),
+        (["slime_ray.training.fit"], ["torch", "ray"]),
+        (EVALUATION, ["torch", "ray"]),
     ],
+    ids=["the command", "inspect", "runs", "a finished stage", "evaluation"],
 )
 def test_importing_loads_nothing_heavy(names: list[str], absent: list[str]) -> None:
     code = f"import sys, {', '.join(names)}; print([name for name in {absent!r} if name in sys.modules])"

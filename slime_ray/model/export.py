@@ -50,4 +50,4 @@ def generation_config(
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, end_of_turn_id: int) -> int:
     """What padding is filled with; it is masked, so any token serves."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_of_turn_id)
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else end_of_turn_id

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +61,7 @@ def _train_on_ray(stage: Stage, tokens: Path) -> None:
     settings = stage.recipe.training
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
         _check_resources(stage, ray.cluster_resources())
         with tempfile.TemporaryDirectory(prefix="slime-ray-") as storage:
@@ -122,7 +124,7 @@ def _worker_resources(stage: Stage) -> dict[str, float]:
     return {"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})}
 
 
-def _check_resources(stage: Stage, cluster: dict[str, float]) -> None:
+def _check_resources(stage: Stage, cluster: Mapping[str, float]) -> None:
     """Say at once what would otherwise wait for ever.
 
     Raises:

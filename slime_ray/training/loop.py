@@ -68,7 +68,7 @@ def run_loop(training: Training, report: Report) -> None:
             raise NonFiniteError(_name_pairs(training, rows, step=step))
         if settings.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_((p for _, p in parameters), settings.max_grad_norm, norm)
-        metrics |= {"grad_norm": norm.item(), "learning_rate": schedule.get_last_lr()[0]}
+        metrics |= {"grad_norm": norm.item(), "learning_rate": float(schedule.get_last_lr()[0])}
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""A picture of a run: the loss and its terms, and the log-probabilities of chosen and rejected answers over the steps."""
+"""A picture of a run: the loss with its terms, and the log-probabilities of both answers, over the steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plot_run(run: Run, path: Path) -> Path:
     left.set(title="loss and its terms", xlabel="step", ylabel="nats")
     for side, colour in (("chosen", "tab:green"), ("rejected", "tab:red")):
         _line(right, lines, f"mean_logps/{side}", label=f"{side}, training batch", color=colour, alpha=0.35)
-        _line(right, lines, f"eval_mean_logps/{side}", label=f"{side}, held out", color=colour, marker="o", markersize=3)
+        _line(right, lines, f"eval_mean_logps/{side}", label=f"{side}, held out", color=colour, marker="o")
     right.set(title="mean log-probability of a token", xlabel="step", ylabel="nats")
     for axes in (left, right):
         axes.grid(alpha=0.3)

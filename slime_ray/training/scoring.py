@@ -1,4 +1,4 @@
-"""Checkpoints side by side on held-out pairs: likelihoods, preference accuracy, and answers that a program can check."""
+"""A checkpoint on held-out pairs: likelihoods, preference accuracy, and answers that a program can check."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _answers(
             max_new_tokens=max_new_tokens,
             seed=seed,
         )
-        texts[way] = [chat.tokenizer.decode(answer, skip_special_tokens=True) for answer in ids]
+        texts[way] = chat.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return tuple(
         Answer(
             source=source,

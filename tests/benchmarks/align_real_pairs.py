@@ -3,8 +3,8 @@
     python -m tests.benchmarks.align_real_pairs [--shared ../shared]
 
 2,887 usable pairs of three published files (dpo_en_demo, orca_dpo_pairs, hh-rlhf harmless-base) are split by prompt into
-an SFT part, a preference part and a held-out part of about 10 %. A small Llama is trained from random weights through
-Ray Train. The held-out pairs are cut in two: each objective's learning rate is chosen among the same candidates on the
+an SFT part, a preference part and a held-out part of about 10 %. A small Llama is trained from random weights
+through Ray Train. The held-out pairs are cut in two: each objective's learning rate is chosen among the same candidates on the
 first half, and the table is of the second.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
     make_model(files)
 
     start = str(train(load_recipe(RECIPE, [data, "name=real-pairs/sft", *SFT])).final)
-    rows = {"random weights": figures(f"{ROOT}/model", held.report), "SFT": figures(start, held.report)}
+    rows = {"random weights": figures(f"{ROOT}/base", held.report), "SFT": figures(start, held.report)}
     for label, settings in CONTENDERS.items():
         candidates: list[tuple[float, str, str]] = []
         for rate in RATES:
@@ -98,7 +98,7 @@ def write_held_out(files: list[str], split: SplitConfig) -> Held:
 
 def make_model(files: list[str]) -> None:
     """A tokenizer of 4,096 tokens trained on the chosen answers, and a Llama of 4 layers x 256 with random weights."""
-    folder = ROOT / "model"
+    folder = ROOT / "base"
     if not (folder / "model.safetensors").is_file():
         tokenizer = make_tokenizer((pair.chosen[-1]["content"] for pair in usable(files)), vocabulary=4096)
         tokenizer.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """The gradient does not depend on how pairs are cut, padded or spread over workers; nor do the weights it leads to.
 
-From the same weights, dropout 0, sdpa attention, float64: loss and gradient of one step are equal to 1e-9 of the largest
-gradient, weights after 30 steps to 1e-6 (transformers' norms round to float32).
+From the same weights, dropout 0, sdpa attention, float64: loss and gradient of one step are equal to 1e-9 of the
+largest gradient, weights after 30 steps to 1e-6 (transformers' norms round to float32).
 
 Run as a script, this file is one of several workers: `python test_equality.py FOLDER RANK`.
 """
@@ -173,9 +173,7 @@ def assert_same_outcome(actual: Outcome, expected: Outcome, *, start: Training) 
 
 
 @pytest.fixture(scope="module")
-def inputs(
-    tiny_model: Path, preference_file: Path, sft_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Inputs:
+def inputs(tiny_model: Path, preference_file: Path, sft_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return Inputs(str(tiny_model), str(preference_file), str(sft_file), str(tmp_path_factory.mktemp("equality")))
 
 
@@ -260,8 +258,8 @@ def recorded_gradients(policy: Policy, into: list[Gradients]) -> Iterator[None]:
 
 # --- Several workers: gloo processes without Ray.
 
-# A name of what is trained, the case, and the number of workers. An epoch's last batch is of 1 pair, so that of 3 workers
-# two are left without; of a global batch of 2 pairs, one.
+# What is trained, and by how many workers. An epoch's last batch is of 1 pair, so that of 3 workers two are left without;
+# of a global batch of 2 pairs, one.
 SPREAD: dict[str, tuple[Case, int]] = {
     **{f"{kind} in 2 workers": (Case(kind, THIRTY), 2) for kind in KINDS},
     **{f"{kind} in 3 workers": (Case(kind, THIRTY), 3) for kind in ("slime", "dpo")},

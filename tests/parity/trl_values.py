@@ -3,7 +3,7 @@
 TRL is no dependency of this project. To regenerate the values, from the root of the repository:
 
     python3.11 -m venv /tmp/trl
-    /tmp/trl/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+    /tmp/trl/bin/pip install torch==2.13.0
     /tmp/trl/bin/pip install trl==1.16.0 torch==2.13.0
     /tmp/trl/bin/python tests/parity/trl_values.py
 
@@ -122,7 +122,7 @@ def dpo_case(answers: Answers, *, beta: float) -> dict[str, Any]:
     }
     loss = trainer._compute_loss(model, inputs, return_outputs=False)
     metrics = {name: values[0] for name, values in settings["_metrics"]["train"].items()}
-    return answers.case(loss, own_names(metrics), beta=beta)
+    return answers.case(loss, own_names(metrics, logps="logps"), beta=beta)
 
 
 def simpo_case(answers: Answers, *, beta: float, gamma: float) -> dict[str, Any]:
@@ -157,16 +157,17 @@ def simpo_case(answers: Answers, *, beta: float, gamma: float) -> dict[str, Any]
         for side, rows in zip(("chosen", "rejected"), tensor.split(answers.pairs), strict=True)
     }
     loss, metrics = trainer.get_batch_loss_metrics(model, batch)
-    return answers.case(loss, own_names(metrics), beta=beta, gamma=gamma)
+    return answers.case(loss, own_names(metrics, logps="mean_logps"), beta=beta, gamma=gamma)
 
 
-def own_names(metrics: dict[str, float]) -> dict[str, float]:
-    """The rewards; TRL's logps/* are means over an answer's tokens under simpo."""
-    return {name: value for name, value in sorted(metrics.items()) if name.startswith("rewards/")}
+def own_names(metrics: dict[str, float], *, logps: str) -> dict[str, float]:
+    """The rewards and the answers' log-probabilities: sums under dpo, means over an answer's tokens under simpo."""
+    names = {name: name for name in metrics if name.startswith("rewards/")}
+    names |= {f"logps/{side}": f"{logps}/{side}" for side in ("chosen", "rejected")}
+    return {own: metrics[name] for name, own in sorted(names.items())}
 
 
 def main() -> None:
-    torch.set_default_dtype(torch.float64)  # accuracies are averaged as default floats
     cases: dict[str, list[dict[str, Any]]] = {"dpo": [], "simpo": []}
     for seed, lengths in enumerate(LENGTHS.values()):
         cases["dpo"] += [dpo_case(Answers(lengths, seed=seed), beta=beta) for beta in DPO_BETAS]
@@ -174,8 +175,9 @@ def main() -> None:
             simpo_case(Answers(lengths, seed=seed), beta=beta, gamma=gamma) for beta, gamma in SIMPO_SETTINGS
         ]
     versions = {"trl": trl.__version__, "torch": torch.__version__.partition("+")[0]}
-    path = Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps({"versions": versions, **cases}, indent=1) + "\n", encoding="utf-8")
+    lists = [f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, found)) + "\n]" for name, found in cases.items()]
+    text = ",\n".join([f'"versions": {json.dumps(versions)}', *lists])
+    Path(__file__).with_suffix(".json").write_text("{\n" + text + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""`make quickstart` as the README gives it, whole, in an empty folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = Path(sys.prefix)
+NEEDED = ("Makefile", "pyproject.toml", "requirements", "jobs")
+
+
+def make_quickstart(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = ["make", "quickstart", f"VENV={ENVIRONMENT}"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_quickstart_trains_shows_its_table_and_finds_its_stages_again(tmp_path: Path) -> None:
+    if not (ENVIRONMENT / ".complete").exists():
+        pytest.skip("runs in the environment that `make setup` makes")
+    for name in NEEDED:
+        # copy2 keeps the times, by which make knows that the environment is up to date.
+        source = ROOT / name
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy2(source, tmp_path / name)
+
+    first = make_quickstart(tmp_path)
+    assert first.returncode == 0, first.stderr
+    runs = tmp_path / "runs" / "quickstart"
+    folders = {name: next(runs.glob(f"{name}-????????")) for name in ("sft", "sft-continued", "slime")}
+    for folder in folders.values():
+        assert (folder / "manifest.json").is_file()
+        assert (folder / "metrics.png").stat().st_size > 10_000
+        assert str(folder) in first.stdout
+    for row in ("base", "sft", "sft-continued", "slime", "checked"):
+        assert row in first.stdout
+
+    # What the README says of the demonstration: SLIME ranks more pairs right than its start, keeps the chosen
+    # likelihood, and answers more prompts right.
+    scores = [json.loads(path.read_text()) for path in (tmp_path / "runs" / ".cache" / "scores").iterdir()]
+    by_model = {score["model"]: score for score in scores}
+    sft, slime = by_model["run:quickstart/sft"], by_model["run:quickstart/slime"]
+    assert accuracy(slime) > accuracy(sft)
+    assert mean(slime["chosen"]) >= mean(sft["chosen"])
+    assert passed(slime) > passed(sft)
+
+    written = {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in folders.values()}
+    again = make_quickstart(tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in folders.values()} == written
+    assert " steps" not in again.stderr, "a finished stage was trained again"
+
+
+def accuracy(score: dict[str, list[float]]) -> float:
+    pairs = list(zip(score["chosen"], score["rejected"], strict=True))
+    return sum(chosen > rejected for chosen, rejected in pairs) / len(pairs)
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def passed(score: dict[str, list[dict[str, bool]]]) -> int:
+    return sum(answer["greedy_passed"] for answer in score["answers"])
