@@ -26,6 +26,9 @@ app = typer.Typer(
 quickstart = typer.Typer(no_args_is_help=True, help="What `make quickstart` starts from.")
 app.add_typer(quickstart, name="quickstart")
 
+# Packages of the extra `train`, without which the wheel still inspects data and reads recipes.
+_TRAIN_EXTRA = {"torch", "ray", "peft", "matplotlib", "safetensors"}
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[dotted.key=value]...", show_default=False)]
 RunsDir = Annotated[Path, typer.Option(help="Where run folders are kept.")]
@@ -42,6 +45,11 @@ def main(*command: str) -> None:
     except SlimeRayError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in _TRAIN_EXTRA:
+            raise
+        print(f"error: {error.name} is not installed; training needs: pip install 'slime-ray[train]'", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

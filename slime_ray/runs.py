@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +20,8 @@ from slime_ray.storage import folder_files, json_hash, write_json
 
 # The packages whose version may change a result.
 _PACKAGES = ("slime-ray", "torch", "transformers", "tokenizers", "peft", "ray", "numpy")
+# As a glob pattern: what a run's name ends with.
+_HASH_DIGITS = "[0-9a-f]" * 8
 
 
 class Manifest(BaseModel):
@@ -81,15 +85,32 @@ class Run:
         """The manifest of a finished run, None for one that is not finished."""
         return read_manifest(self.folder)
 
+    def make_runs_dir(self) -> None:
+        """Make the folder that keeps all runs.
+
+        Raises:
+            RunError: it cannot be made or written.
+        """
+        try:
+            self.runs_dir.mkdir(parents=True, exist_ok=True)
+            problem = None if os.access(self.runs_dir, os.W_OK) else "not writable"
+        except OSError as error:
+            problem = error.strerror
+        if problem:
+            raise RunError(f"runs_dir = {str(self.runs_dir)!r}: {problem}; expected a writable folder")
+
     def begin(self, recipe: Recipe) -> None:
         """Make the folder anew with config.json; what an unfinished run left is removed."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
-        try:
-            self.folder.mkdir(parents=True)
-        except OSError as error:
-            raise RunError(f"runs_dir = {str(self.runs_dir)!r}: {error.strerror}; expected a writable folder") from None
+        self.make_runs_dir()
+        self.folder.mkdir(parents=True)
         write_json(self.folder / "config.json", recipe.model_dump(mode="json"))
+
+    def withdraw(self) -> None:
+        """Remove the folder of a run that was stopped before it had anything to log."""
+        if not self.metrics_file.exists():
+            shutil.rmtree(self.folder)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""
@@ -118,7 +139,7 @@ class Run:
             versions={name: metadata.version(name) for name in _PACKAGES},
             metrics=last,
             files=folder_files(self.final),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="microseconds"),
         )
         write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
         return manifest
@@ -137,11 +158,13 @@ def find_run(runs_dir: Path, name: str) -> Manifest:
     Raises:
         RunError: there is none; the message says what is there.
     """
-    folders = [runs_dir / name, *runs_dir.glob(f"{name}-????????")]
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise RunError(f"run:{name}: no name of a recipe or run; expected one such as run:quickstart/sft")
+    folders = [runs_dir / name, *runs_dir.glob(f"{glob.escape(name)}-{_HASH_DIGITS}")]
     found = [manifest for folder in folders if (manifest := read_manifest(folder)) is not None]
     if found:
         return max(found, key=lambda manifest: manifest.finished)
-    unfinished = [folder.name for folder in folders if folder.is_dir()]
+    unfinished = [folder.name for folder in folders if (folder / "config.json").is_file()]
     state = f"{', '.join(unfinished)} is not finished; train it to its end" if unfinished else "train that recipe first"
     raise RunError(f"run:{name}: no finished run of this name in {runs_dir}; {state}")
 

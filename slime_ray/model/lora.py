@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import peft
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
 from transformers import PreTrainedModel
 
 from slime_ray.config.lora import LoraConfig
@@ -48,9 +50,12 @@ def add_lora(model: PreTrainedModel, settings: LoraConfig) -> peft.PeftModel:
 
 def merge_lora(model: peft.PeftModel) -> PreTrainedModel:
     """The plain model with the adapters added to its weights and the modules that were trained in full in place."""
-    head_trained = "lm_head" in (model.peft_config["default"].modules_to_save or [])  # pyright: ignore[reportAttributeAccessIssue]
+    head: Any = model.get_output_embeddings()
+    if isinstance(model.get_input_embeddings(), BaseTunerLayer) and not isinstance(head, ModulesToSaveWrapper):
+        # An adapter of the input embeddings is no part of the head, which may share their weight.
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     merged: Any = model.merge_and_unload()
-    if head_trained and merged.config.tie_word_embeddings:
+    if merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight:
         # The head no longer is the input embedding: both have to be saved.
         merged.config.tie_word_embeddings = False
     return merged

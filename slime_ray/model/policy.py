@@ -97,16 +97,22 @@ def check_head(model: PreTrainedModel) -> None:
     Raises:
         ModelError: they differ, so that every loss would be wrong.
     """
-    if model.get_output_embeddings() is None:
+    head: Any = model.get_output_embeddings()
+    if head is None:
         raise ModelError(f"model type {model.config.model_type!r} has no output head; expected a causal language model")
     ids_SL = torch.arange(8, device=model.device).remainder(model.config.get_text_config().vocab_size)[None]
     was_training = model.training
     model.eval()
+    # The logits are stretched to 30, where a cap on them shows, however small the weights are.
+    stretch = (30 / model(input_ids=ids_SL).logits.abs().max()).clamp(1, 1e6)
+    hook = head.register_forward_hook(lambda _module, _inputs, logits: logits * stretch)
     expected_N = torch.log_softmax(model(input_ids=ids_SL).logits[0, :-1].double(), -1)
+    hook.remove()
     expected_N = expected_N.gather(1, ids_SL[0, 1:, None]).squeeze(1)
     hidden_ND = body(model)(input_ids=ids_SL).last_hidden_state[0, :-1]
     weight_VD, bias_V = head_parameters(model)
-    actual_N = token_logps(hidden_ND, weight_VD, ids_SL[0, 1:], bias_V=bias_V)
+    bias_V = None if bias_V is None else bias_V * stretch
+    actual_N = token_logps(hidden_ND * stretch, weight_VD, ids_SL[0, 1:], bias_V=bias_V)
     model.train(was_training)
     if not expected_N.isfinite().all():
         raise ModelError(f"the {model.config.model_type!r} model has weights that are not finite; expected a sound one")

@@ -36,11 +36,14 @@ def train(recipe: Recipe) -> Run:
     prepared = prepare(stage)
     steps = total_steps(len(prepared.train), recipe.training)
     stage.run.begin(recipe)
-    with Progress(stage.run, steps=steps):
-        if recipe.training.num_workers == 0:
-            _train_here(stage, prepared)
-        else:
-            _train_on_ray(stage, prepared.folder)
+    try:
+        with Progress(stage.run, steps=steps):
+            if recipe.training.num_workers == 0:
+                _train_here(stage, prepared)
+            else:
+                _train_on_ray(stage, prepared.folder)
+    finally:
+        stage.run.withdraw()
     return stage.run
 
 
@@ -49,7 +52,10 @@ def _train_here(stage: Stage, prepared: PreparedData) -> None:
 
     from slime_ray.training.worker import run_stage
 
-    device = torch.device("cuda" if stage.recipe.training.use_gpu else "cpu")
+    use_gpu = stage.recipe.training.use_gpu
+    if use_gpu and not torch.cuda.is_available():
+        raise ClusterError("training.use_gpu = true, but torch finds no GPU on this machine; set it to false")
+    device = torch.device("cuda" if use_gpu else "cpu")
     run_stage(stage, prepared, device=device, report=lambda _: None)
 
 

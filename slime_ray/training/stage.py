@@ -27,6 +27,8 @@ class Stage:
         recipe: its settings.
         source: the model that it starts from.
         tokenizer: folder or hub name of the tokenizer.
+        chat_template: the template's file, if it is not the tokenizer's own; absolute, as all paths here are, since a
+            Ray worker has another working directory.
         data_hash, model_hash: stand for the content of the data and of the starting model with its tokenizer.
         run: where the result is kept.
     """
@@ -34,6 +36,7 @@ class Stage:
     recipe: Recipe
     source: ModelSource
     tokenizer: str
+    chat_template: str | None
     data_hash: str
     model_hash: str
     run: Run
@@ -48,7 +51,8 @@ def resolve(recipe: Recipe) -> Stage:
     runs_dir = Path(recipe.runs_dir).absolute()
     source = find_model(recipe.model.name, runs_dir=runs_dir)
     own = find_model(recipe.model.tokenizer, runs_dir=runs_dir) if recipe.model.tokenizer else None
-    extra = settings_hash(tokenizer=own, chat_template=recipe.model.chat_template)
+    template = recipe.model.chat_template
+    extra = settings_hash(tokenizer=own, chat_template=template)
     model_hash = text_hash([source.hash, *extra])
     data_hash = text_hash([content_hash(recipe.data.train), content_hash(recipe.data.eval)])
     tokenizer = own or source
@@ -56,6 +60,7 @@ def resolve(recipe: Recipe) -> Stage:
         recipe=recipe,
         source=source,
         tokenizer=tokenizer.location + (f"@{tokenizer.revision}" if tokenizer.revision else ""),
+        chat_template=str(Path(template).absolute()) if template is not None else None,
         data_hash=data_hash,
         model_hash=model_hash,
         run=run_of(recipe, data=data_hash, model=model_hash),
@@ -64,7 +69,7 @@ def resolve(recipe: Recipe) -> Stage:
 
 def chat_format(stage: Stage) -> ChatFormat:
     """The stage's tokenizer with its chat template."""
-    return ChatFormat.of(load_tokenizer(stage.tokenizer, stage.recipe.model.chat_template))
+    return ChatFormat.of(load_tokenizer(stage.tokenizer, stage.chat_template))
 
 
 def prepare(stage: Stage) -> PreparedData:
@@ -72,7 +77,9 @@ def prepare(stage: Stage) -> PreparedData:
 
     Raises:
         DataError: a file cannot be read or no row of it can teach.
+        RunError: the runs folder, which keeps the tokens too, cannot be written.
     """
+    stage.run.make_runs_dir()
     return prepare_tokens(
         stage.recipe.data,
         chat_format(stage),

@@ -9,6 +9,7 @@ Run as a script, this file is one of several workers: `python test_equality.py F
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from slime_ray.config.recipe import Recipe
 from slime_ray.config.training import TrainingConfig
 from slime_ray.data.batching import cut, deal, global_batch, steps_per_epoch, total_steps
+from slime_ray.errors import NonFiniteError
 from slime_ray.model.export import pad_id
 from slime_ray.model.loading import load_model
 from slime_ray.model.lora import merge_lora
@@ -256,10 +258,39 @@ def recorded_gradients(policy: Policy, into: list[Gradients]) -> Iterator[None]:
         handle.remove()
 
 
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("gradient", "8 of its 8 pairs are not finite: "),
+        ("sum", "each of its 8 pairs alone is finite, their sum is not: "),
+    ],
+)
+def test_what_is_not_finite_is_not_applied(what: str, named: str, inputs: Inputs) -> None:
+    training = make(Case("slime"), inputs)
+
+    def loss(batch: CompletionLogps, totals: StepTotals) -> tuple[Tensor, dict[str, Tensor]]:
+        value, metrics = training.loss(batch, totals)
+        if what == "sum":
+            value = value * (1.0 if totals.pairs == 1 else math.inf)
+        else:  # the root of 0 is finite, its slope is not
+            value = value + (batch.logps_N * 0).sqrt().sum()
+        return value, metrics | {"loss": value.detach()}
+
+    before = {name: parameter.detach().clone() for name, parameter in training.policy.trained()}
+    seen: list[dict[str, float]] = []
+    with pytest.raises(NonFiniteError) as error:
+        run_loop(replace(training, loss=loss), seen.append)
+    assert str(error.value).startswith(
+        f"step 1: the loss or its gradient is not finite and was not applied; {named}{inputs.pairs}:"
+    )
+    assert seen == []
+    assert all(torch.equal(parameter, before[name]) for name, parameter in training.policy.trained())
+
+
 # --- Several workers: gloo processes without Ray.
 
-# What is trained, and by how many workers. An epoch's last batch is of 1 pair, so that of 3 workers two are left without;
-# of a global batch of 2 pairs, one.
+# What is trained, and by how many workers. An epoch's last batch is of 1 pair: two of 3 workers are left without any; of
+# a global batch of 2 pairs, one is.
 SPREAD: dict[str, tuple[Case, int]] = {
     **{f"{kind} in 2 workers": (Case(kind, THIRTY), 2) for kind in KINDS},
     **{f"{kind} in 3 workers": (Case(kind, THIRTY), 3) for kind in ("slime", "dpo")},
@@ -366,11 +397,14 @@ def test_stored_reference_values_are_those_before_training(inputs: Inputs) -> No
     metrics, _ = first_step(training)
     assert metrics["loss"] == pytest.approx(np.log(2), rel=1e-12)
     before = deepcopy(training.train.reference)
+    (stored,) = Path(inputs.folder, "before", ".cache", "reference").iterdir()
+    written = stored.stat().st_mtime_ns
     run_loop(training, lambda _: None)
     again = make(Case("dpo", THIRTY), inputs, runs="before")
     assert again.train.reference is not None
     assert np.array_equal(again.train.reference.chosen, before.chosen)
     assert np.array_equal(again.train.reference.rejected, before.rejected)
+    assert stored.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("lora", [LORA, HEAD_TRAINED], ids=["adapters", "adapters and a head trained in full"])

@@ -105,6 +105,15 @@ def test_every_fault_is_counted_with_its_place(write_rows: Make) -> None:
     assert [found[key] for key in ("truncated", "prompts_in_train_and_eval", "template_problems")] == [None] * 3
 
 
+def test_turns_are_those_of_the_user(write_rows: Make) -> None:
+    call = {"role": "assistant", "tool_calls": [{"name": "clock", "arguments": {}}]}
+    one = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, call, {"role": "tool", "content": "9"}]
+    two = [*one, {"role": "assistant", "content": "Nine."}, {"role": "user", "content": "Sure?"}]
+    path = write_rows([{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in (one, two, two[1:])])
+    found = inspect([path]).to_json()
+    assert (found["multi_turn"], found["system"]) == (2, 2)
+
+
 def test_several_paths_give_a_list(write_rows: Make) -> None:
     paths = [write_rows([row("q", "a", "b")], name) for name in ("one.jsonl", "two.jsonl")]
     found = inspect(paths).to_json()
@@ -190,4 +199,4 @@ def test_the_table_fits_on_a_screen_and_has_no_colour_in_a_file(write_rows: Make
     assert "empty_completion at 2, 3, 4, 5, 6, 7, 8, 9 and 22 more (--json has all)" in " ".join(text.split())
     coloured = io.StringIO()
     Console(file=coloured, width=100, force_terminal=True).print(render(inspect([path])))
-    assert "\x1b" in coloured.getvalue()
+    assert f"\x1b[33m{path[:8]}" in coloured.getvalue()

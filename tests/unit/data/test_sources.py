@@ -63,10 +63,10 @@ def test_parquet_gives_row_numbers_and_drops_keys_that_a_message_did_not_have(tm
 
 
 def test_a_folder_gives_its_supported_files_sorted(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.json", ".hidden.jsonl", "notes.txt"):
+    for name in ("c.jsonl", "b.json", "d.jsonl", "a.jsonl", ".hidden.jsonl", "notes.txt"):
         (tmp_path / name).write_text(json.dumps({"name": name}), encoding="utf-8")
     (tmp_path / "deeper").mkdir()
-    assert [row.fields["name"] for row in read_rows(str(tmp_path))] == ["a.json", "b.jsonl"]
+    assert [row.fields["name"] for row in read_rows(str(tmp_path))] == ["a.jsonl", "b.json", "c.jsonl", "d.jsonl"]
 
 
 def test_files_that_are_not_there_or_empty(tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_strict_data_end_at_the_first_skipped_row(cached: bool, prepare: Make, w
     path = write_rows(rows)
     if cached:
         prepare(train=[path])
+    else:  # what comes later is not even read
+        Path(path).write_text(Path(path).read_text() + "{broken")
     with pytest.raises(DataError) as caught:
         prepare(train=[path], strict=True)
     assert str(caught.value) == (

@@ -31,12 +31,13 @@ REDUCTIONS = ["sequence", "batch"]
 # Two pairs, worked by hand. Means: pair 1 -0.5 and -1.5, pair 2 -1.0 and -1.5. Delta: 1.0 (the soft margin) and 0.5.
 CHOSEN = [[-0.25, -0.5, -0.75], [-1.0]]
 REJECTED = [[-1.25, -1.75], [-1.0, -1.0, -2.0, -2.0]]
-# For x = -l - 1.25 of the rejected tokens: softplus(x)^2.5 and its slope without the factor p, softplus(x)^1.5 sigmoid(x).
-#   l = -1.00   x = -0.25   ln(1 + e^x) = 0.57593941987884356   ^2.5 = 0.25173407814334270   sigmoid = 0.43782349911420190
-#   l = -1.25   x =  0.00                 0.69314718055994531          0.40000337218221214             0.5
-#   l = -1.75   x =  0.50                 0.97407698418010668          0.93644700397058918             0.62245933120185456
-#   l = -2.00   x =  0.75                 1.13687100611489990          1.37809125490306880             0.67917869917539297
-PENALTY = {-1.0: 0.25173407814334270, -1.25: 0.40000337218221214, -1.75: 0.93644700397058918, -2.0: 1.3780912549030688}
+# For x = -l - 1.25 of the rejected tokens, s = ln(1 + e^x):
+#     l       x     s                     s^2.5                 s^1.5                 sigmoid(x)
+#   -1.00   -0.25   0.57593941987884356   0.25173407814334270   0.43708429993609098   0.43782349911420190
+#   -1.25    0.00   0.69314718055994531   0.40000337218221214   0.57708288138613978   0.5
+#   -1.75    0.50   0.97407698418010668   0.93644700397058918   0.96136857679561010   0.62245933120185456
+#   -2.00    0.75   1.13687100611489990   1.37809125490306880   1.21217908407437170   0.67917869917539297
+# The stabilizer's slope in -l is 2.5 s^1.5 sigmoid(x); here without the 2.5:
 SLOPE = {
     -1.0: 0.43708429993609098 * 0.43782349911420190,
     -1.25: 0.57708288138613978 * 0.5,
@@ -92,7 +93,7 @@ def random_pairs(*, seed: int, count: int) -> tuple[list[list[float]], list[list
         lengths = torch.randint(1, 9, (count,), generator=generator).tolist()
         scales = torch.rand(count, generator=generator, dtype=torch.float64)
         return [
-            (3 * scale * torch.rand(length, generator=generator, dtype=torch.float64).log()).tolist()
+            (5 * scale * torch.rand(length, generator=generator, dtype=torch.float64).log()).tolist()
             for length, scale in zip(lengths, scales, strict=True)
         ]
 
@@ -258,7 +259,7 @@ def test_the_anchor_and_the_margin_raise_chosen_tokens(seed: int) -> None:
 def test_the_margin_lowers_rejected_tokens_below_the_hard_margin_only(seed: int) -> None:
     chosen, rejected = random_pairs(seed=seed, count=16)
     _, _, gradients = run(chosen, rejected, lambda_rejected=0.0)
-    deltas = [sum(w) / len(w) - sum(l) / len(l) for w, l in zip(chosen, rejected, strict=True)]
+    deltas = [sum(w) / len(w) - sum(r) / len(r) for w, r in zip(chosen, rejected, strict=True)]
 
     assert min(deltas) < 1.5 < max(deltas)
     for delta, answer in zip(deltas, gradients, strict=True):
@@ -286,7 +287,7 @@ def test_the_stabilizer_raises_rejected_tokens_the_more_the_less_likely_they_are
 )
 def test_micro_batches_add_up_to_the_step_however_it_is_cut(cut: list[list[int]], reduction: str) -> None:
     chosen, rejected = (answers(side) for side in random_pairs(seed=7, count=7))
-    settings = PAPER | {"stabilizer_reduction": reduction}
+    settings: dict[str, Any] = {**PAPER, "stabilizer_reduction": reduction}
     totals = totals_of(chosen, rejected)
     loss, metrics = slime(batch_of(chosen, rejected), totals, **settings)
     whole = torch.autograd.grad(loss, [*chosen, *rejected])
@@ -307,7 +308,8 @@ def test_micro_batches_add_up_to_the_step_however_it_is_cut(cut: list[list[int]]
 def test_a_very_unlikely_token_gives_a_finite_loss_in_float32(reduction: str) -> None:
     logps_N = torch.tensor([-1e-4, -90.0], requires_grad=True)
     batch = CompletionLogps(logps_N, torch.tensor([0, 0]), torch.tensor([False, True]), pairs=1)
-    loss, _ = slime(batch, StepTotals(1, 1, 1), **PAPER | {"stabilizer_reduction": reduction})
+    settings: dict[str, Any] = {**PAPER, "stabilizer_reduction": reduction}
+    loss, _ = slime(batch, StepTotals(1, 1, 1), **settings)
     loss.backward()
 
     # Far out the penalty is (90 - 1.25)^2.5 = 74202.4, its slope 2.5 x 88.75^1.5 = 2090.2; Delta is beyond the margin.

@@ -1,0 +1,276 @@
+"""The run folder: what its name stands for, what is in it, and how a recipe finds its parent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slime_ray.config.recipe import Recipe
+from slime_ray.errors import DataError, ModelError, RunError
+from slime_ray.model.source import find_model
+from slime_ray.runs import Manifest, Run, find_run, read_manifest
+from slime_ray.storage import file_hash
+from slime_ray.training.stage import resolve
+
+NameOf = Callable[..., str]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder that is a model as far as names go."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
+    return path
+
+
+@pytest.fixture
+def name_of(tmp_path: Path, model: Path, data: Path) -> NameOf:
+    """The name of the run that a recipe with some dotted settings stands for."""
+
+    def name(settings: dict[str, Any] | None = None) -> str:
+        values: dict[str, Any] = {"name": "r"}
+        places = {"runs_dir": str(tmp_path / "runs"), "model.name": str(model), "data.train": [str(data)]}
+        for key, value in (places | (settings or {})).items():
+            table = values
+            *sections, last = key.split(".")
+            for section in sections:
+                table = table.setdefault(section, {})
+            table[last] = value
+        return resolve(Recipe.model_validate(values)).run.name
+
+    return name
+
+
+def test_a_name_is_the_recipes_and_eight_hex_digits(name_of: NameOf) -> None:
+    recipe, _, digits = name_of({"name": "llama/slime"}).rpartition("-")
+    assert recipe == "llama/slime"
+    assert len(digits) == 8
+    assert int(digits, 16) >= 0
+    assert name_of() == name_of()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"training.num_workers": 0},
+        {"training.num_workers": 8, "training.cpus_per_worker": 4, "training.use_gpu": True},
+        {"training.tokens_per_micro_batch": 1},
+        {"training.padding_side": "left"},
+        {"training.log_every": 7},
+        {"model.attention": "eager"},
+        # What is said is the default.
+        {"training.learning_rate": 5e-7, "training.epochs": 1, "data.max_length": 2048},
+        {"loss.kind": "slime", "loss.hard_margin": 1.5},
+        {"data.split.seed": 0},
+    ],
+    ids=str,
+)
+def test_where_and_how_fast_is_not_in_the_name(name_of: NameOf, settings: dict[str, Any]) -> None:
+    assert name_of(settings) == name_of()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"training.learning_rate": 1e-6},
+        {"training.pairs_per_step": 64},
+        {"training.seed": 1},
+        {"training.max_grad_norm": 1.0},
+        {"loss.hard_margin": 2.0},
+        {"loss.kind": "dpo"},
+        {"data.max_length": 1024},
+        {"data.max_prompt_length": 512},
+        {"data.part": "preference"},
+        {"data.limit": 10},
+        {"data.split.seed": 1},
+        {"model.dtype": "float64"},
+        {"model.dropout": 0.1},
+        {"lora": {}},
+        {"lora.r": 8},
+    ],
+    ids=str,
+)
+def test_a_setting_that_changes_the_result_changes_the_name(name_of: NameOf, settings: dict[str, Any]) -> None:
+    assert name_of(settings) != name_of()
+
+
+def test_different_settings_give_different_names(name_of: NameOf) -> None:
+    changes = [{}, {"lora": {}}, {"lora.r": 8}, {"loss.kind": "dpo"}, {"loss.kind": "simpo"}, {"loss.kappa": 3}]
+    assert len({name_of(change) for change in changes}) == len(changes)
+
+
+def test_files_stand_in_the_name_by_their_content(name_of: NameOf, data: Path, model: Path, tmp_path: Path) -> None:
+    before = name_of()
+    renamed = data.rename(tmp_path / "other.jsonl")
+    moved = model.rename(tmp_path / "elsewhere")
+    places = {"data.train": [str(renamed)], "model.name": str(moved), "runs_dir": str(tmp_path / "other runs")}
+    assert name_of(places) == before
+
+    renamed.write_text(renamed.read_text().replace("c", "d"))
+    changed = name_of(places)
+    assert changed != before
+    # Data held out is not data trained on.
+    assert name_of(places | {"data.eval": [str(renamed)]}) != changed
+    assert name_of(places | {"data.train": [str(renamed), str(renamed)]}) != changed
+
+    (moved / "model.safetensors").write_bytes(b"other weights")
+    assert name_of(places) != changed
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    assert name_of(places | {"model.chat_template": str(template)}) != name_of(places)
+
+
+def finished(run: Run, recipe: Recipe, *, metrics: list[dict[str, float]] | None = None) -> Manifest:
+    """Write a run that looks as if it had been trained."""
+    run.begin(recipe)
+    for line in metrics or []:
+        run.log(line)
+    run.final.mkdir()
+    (run.final / "config.json").write_text("{}")
+    return run.finish(data="d", model="m", parent=None)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, model: Path, data: Path) -> Recipe:
+    values = {"model": {"name": str(model)}, "data": {"train": [str(data)]}, "runs_dir": str(tmp_path / "runs")}
+    return Recipe.model_validate(values)
+
+
+def test_a_parent_is_in_the_name(name_of: NameOf, recipe: Recipe, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    finished(Run(runs, "sft", "1" * 64), recipe)
+    first = name_of({"model.name": "run:sft"})
+    assert first == name_of({"model.name": "run:sft-11111111"})
+    finished(Run(runs, "sft", "2" * 64), recipe)
+    assert name_of({"model.name": "run:sft"}) != first
+
+
+def test_a_run_is_found_by_its_recipe_the_newest_finished_one(recipe: Recipe, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for digit in "3192":
+        finished(Run(runs, "llama/sft", digit * 64), recipe)
+        assert find_run(runs, "llama/sft").name == f"llama/sft-{digit * 8}"
+    finished(Run(runs, "llama/sft-continued", "4" * 64), recipe)
+    Run(runs, "llama/sft", "5" * 64).begin(recipe)  # newer, but not finished
+    assert find_run(runs, "llama/sft").name == "llama/sft-22222222"
+    assert find_run(runs, "llama/sft-11111111").hash == "1" * 64
+    source = find_model("run:llama/sft", runs_dir=runs)
+    assert (source.location, source.parent) == (str(runs / "llama/sft-22222222/final"), "llama/sft-22222222")
+    assert source.hash == "2" * 64
+
+
+def test_a_parent_that_is_not_there_or_not_finished_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    expected = f"run:llama/sft: no finished run of this name in {runs}; "
+    with pytest.raises(RunError) as error:
+        find_run(runs, "llama/sft")
+    assert str(error.value) == expected + "train that recipe first"
+    Run(runs, "llama/sft", "5" * 64).begin(recipe)
+    with pytest.raises(RunError) as error:
+        find_run(runs, "llama/sft")
+    assert str(error.value) == expected + "sft-55555555 is not finished; train it to its end"
+    # The folder that holds the runs of nested recipes is no run.
+    with pytest.raises(RunError, match=r"train that recipe first$"):
+        find_run(runs, "llama")
+
+
+@pytest.mark.parametrize("name", ["", "/etc", "..", "../runs", "a//b", "a/"])
+def test_a_name_that_no_run_has_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no name of a recipe or run"):
+        find_run(tmp_path, name)
+
+
+def test_a_name_is_no_pattern(recipe: Recipe, tmp_path: Path) -> None:
+    finished(Run(tmp_path, "sft", "1" * 64), recipe)
+    finished(Run(tmp_path, "[v2] sft", "1" * 64), recipe)
+    assert find_run(tmp_path, "[v2] sft").recipe == "[v2] sft"
+    for name in ("*", "s?t", "[s]ft"):
+        with pytest.raises(RunError, match="no finished run"):
+            find_run(tmp_path, name)
+
+
+def test_beginning_removes_what_an_unfinished_run_left(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs", "sft", "1" * 64)
+    run.begin(recipe)
+    run.log({"step": 1, "loss": 0.5})
+    (run.final / "adapter").mkdir(parents=True)
+    (run.final / "adapter" / "half").write_text("")
+    run.begin(recipe)
+    assert [path.name for path in run.folder.iterdir()] == ["config.json"]
+    assert Recipe.model_validate_json((run.folder / "config.json").read_bytes()) == recipe
+
+
+def test_metrics_are_read_as_they_were_logged(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run(tmp_path, "sft", "1" * 64)
+    assert run.metrics() == []
+    run.begin(recipe)
+    lines = [{"step": 0, "eval_loss": 0.7}, {"step": 1, "loss": 0.1 + 0.2}]
+    for line in lines:
+        run.log(line)
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 2, "lo')  # being written
+    assert run.metrics() == lines
+
+
+def test_the_manifest_makes_a_run_finished(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run(tmp_path, "sft", "1" * 64)
+    run.begin(recipe)
+    assert run.manifest() is None
+    metrics = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 3.0}]
+    written = finished(run, recipe, metrics=metrics)
+    assert run.manifest() == written
+    assert (written.name, written.recipe, written.hash) == ("sft-11111111", "sft", "1" * 64)
+    assert (written.data, written.model, written.parent) == ("d", "m", None)
+    assert written.metrics == {"step": 2, "loss": 1.0, "eval_loss": 3.0}
+    assert written.files == {"config.json": {"size": 2, "sha256": file_hash(run.final / "config.json")}}
+    assert {"slime-ray", "torch", "transformers", "ray"} <= written.versions.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "the file: Invalid JSON"),
+        ("{}", "name: Field required"),
+        (None, "more: Extra inputs are not permitted"),
+    ],
+)
+def test_a_damaged_manifest_is_named(recipe: Recipe, tmp_path: Path, content: str | None, message: str) -> None:
+    run = Run(tmp_path, "sft", "1" * 64)
+    good = finished(run, recipe)
+    path = run.folder / "manifest.json"
+    path.write_text(content if content is not None else json.dumps(good.model_dump() | {"more": 1}))
+    with pytest.raises(RunError) as error:
+        read_manifest(run.folder)
+    assert str(error.value).startswith(f"{path}: {message}")
+    with pytest.raises(RunError, match="manifest"):
+        find_run(tmp_path, "sft")
+
+
+def test_a_runs_folder_that_cannot_be_written_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(RunError, match=r"^runs_dir = '.*runs': .*; expected a writable folder$"):
+        Run(tmp_path / "runs", "sft", "1" * 64).begin(recipe)
+
+
+def test_models_and_data_that_are_not_there_are_named(name_of: NameOf, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ModelError, match=r"^model\.name = '.*empty': the folder has no config\.json"):
+        name_of({"model.name": str(empty)})
+    with pytest.raises(ModelError, match=r"^model\.chat_template = '.*absent\.jinja': no such file"):
+        name_of({"model.chat_template": str(tmp_path / "absent.jinja")})
+    with pytest.raises(DataError, match=r"absent\.jsonl: neither a file or folder here"):
+        name_of({"data.train": [str(tmp_path / "absent.jsonl")]})
