@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from slime_ray.config.model import ModelConfig
@@ -60,17 +67,35 @@ def empty_model(source: ModelSource, settings: ModelConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(load_config(source, settings))
 
 
-def check_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, settings: ModelConfig) -> None:
+def check_vocabulary(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, source: ModelSource, settings: ModelConfig
+) -> None:
     """Refuse a tokenizer that was made for another model.
 
     Raises:
-        ModelError: the tokenizer has tokens that the model has no embedding for.
+        ModelError: it has tokens that the model has no embedding for, or numbers them otherwise than the tokenizer in
+            the model's own folder, if there is one.
     """
     rows: Any = config.get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise ModelError(
             f"model.tokenizer: {settings.tokenizer or settings.name!r} has {len(tokenizer):,} tokens, but the model "
             f"{settings.name!r} has {rows:,} embeddings; expected the model's own tokenizer"
+        )
+    if settings.tokenizer is None:
+        return
+    try:
+        own = AutoTokenizer.from_pretrained(source.location, revision=source.revision).get_vocab()
+    except (OSError, ValueError, KeyError):
+        return
+    vocabulary = tokenizer.get_vocab()
+    moved = [token for token, number in vocabulary.items() if own.get(token, number) != number]
+    if moved:
+        token = min(moved, key=own.__getitem__)
+        raise ModelError(
+            f"model.tokenizer: {settings.tokenizer!r} has {token!r} as number {vocabulary[token]:,}, in the model's own "
+            f"tokenizer it is {own[token]:,} (and {len(moved) - 1:,} more differ); expected the model's own tokenizer, or "
+            "one that only adds tokens"
         )
 
 

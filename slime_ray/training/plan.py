@@ -44,7 +44,7 @@ def make_plan(recipe: Recipe) -> Plan:
     stage = resolve(recipe)
     prepared = prepare(stage)
     model = empty_model(stage.source, recipe.model)
-    check_vocabulary(model.config, chat_format(stage).tokenizer, recipe.model)
+    check_vocabulary(model.config, chat_format(stage).tokenizer, stage.source, recipe.model)
     parameters = sum(p.numel() for p in model.parameters())
     trained = parameters
     if recipe.lora:

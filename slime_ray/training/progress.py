@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -33,6 +34,8 @@ class Progress:
         """Args: the run whose metrics.jsonl grows, and the step that it ends with."""
         self._run = run
         self._steps = steps
+        self._read = 0
+        self._last: dict[str, float] | None = None
         self._ended = threading.Event()
         self._console = Console(stderr=True)
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
@@ -74,8 +77,16 @@ class Progress:
                 print(line, file=sys.stderr, flush=True)
 
     def _latest(self) -> dict[str, float] | None:
-        """The last step's metrics; evaluations have lines of their own."""
-        return next((line for line in reversed(self._run.metrics()) if "loss" in line), None)
+        """The last step's metrics; evaluations have lines of their own. Reads only what was written since."""
+        if self._run.metrics_file.exists():
+            with self._run.metrics_file.open(encoding="utf-8") as file:
+                file.seek(self._read)
+                written = file.read()
+            whole = written[: written.rfind("\n") + 1]
+            self._read += len(whole.encode())
+            steps = [line for line in map(json.loads, whole.splitlines()) if "loss" in line]
+            self._last = steps[-1] if steps else self._last
+        return self._last
 
 
 def _values(metrics: dict[str, float]) -> str:

@@ -119,7 +119,7 @@ def _compute(source: ModelSource, name: str, data: DataConfig, *, runs_dir: Path
     location = source.location + (f"@{source.revision}" if source.revision else "")
     chat = ChatFormat.of(load_tokenizer(location, None))
     model = load_model(source, settings)
-    check_vocabulary(model.config, chat.tokenizer, settings)
+    check_vocabulary(model.config, chat.tokenizer, source, settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy = Policy(model, lora=None, device=device)
 

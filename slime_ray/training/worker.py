@@ -47,7 +47,7 @@ def run_stage(stage: Stage, prepared: PreparedData, *, device: torch.device, rep
     form = chat_format(stage)
     end_of_turn_id = form.require_end_of_turn()
     model = load_model(stage.source, recipe.model)
-    check_vocabulary(model.config, form.tokenizer, recipe.model)
+    check_vocabulary(model.config, form.tokenizer, stage.source, recipe.model)
     policy = Policy(model, lora=recipe.lora, device=device)
     training = make_training(stage, prepared, policy, padding=pad_id(form.tokenizer, end_of_turn_id))
 
