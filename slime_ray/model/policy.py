@@ -67,11 +67,6 @@ class Policy:
         with torch.no_grad(), self.model.disable_adapter():
             yield
 
-    @property
-    def has_adapter(self) -> bool:
-        """Whether the model is trained by LoRA."""
-        return isinstance(self.model, peft.PeftModel)
-
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that are trained, by name, each once."""
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]

@@ -80,14 +80,16 @@ def make_training(stage: Stage, prepared: PreparedData, policy: Policy, *, paddi
     objective = OBJECTIVES[recipe.loss.kind]
     train = TokenizedRows(prepared.train, Lengths.of(prepared.train), padding)
     held_out = TokenizedRows(prepared.eval, Lengths.of(prepared.eval), padding) if prepared.eval is not None else None
-    if objective.needs_reference and not policy.has_adapter:
+    # Switched off, an adapter gives the starting policy back, unless biases were trained in place with it.
+    adapter_off = objective.needs_reference and recipe.lora is not None and recipe.lora.bias == "none"
+    if objective.needs_reference and not adapter_off:
         train = _with_reference(stage, policy, train, rows=f"{prepared.folder.name}/train")
         if held_out is not None:
             held_out = _with_reference(stage, policy, held_out, rows=f"{prepared.folder.name}/eval")
     return Training(
         policy=policy,
         loss=partial(objective.loss, **recipe.loss.model_dump(exclude={"kind"})),
-        adapter_off=objective.needs_reference and policy.has_adapter,
+        adapter_off=adapter_off,
         train=train,
         held_out=held_out,
         settings=recipe.training,

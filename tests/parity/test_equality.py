@@ -261,6 +261,7 @@ def recorded_gradients(policy: Policy, into: list[Gradients]) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("what", "named"),
     [
+        ("loss", "8 of its 8 pairs are not finite: "),
         ("gradient", "8 of its 8 pairs are not finite: "),
         ("sum", "each of its 8 pairs alone is finite, their sum is not: "),
     ],
@@ -272,6 +273,8 @@ def test_what_is_not_finite_is_not_applied(what: str, named: str, inputs: Inputs
         value, metrics = training.loss(batch, totals)
         if what == "sum":
             value = value * (1.0 if totals.pairs == 1 else math.inf)
+        elif what == "loss":
+            value = value + math.inf
         else:  # the root of 0 is finite, its slope is not
             value = value + (batch.logps_N * 0).sqrt().sum()
         return value, metrics | {"loss": value.detach()}
@@ -289,8 +292,7 @@ def test_what_is_not_finite_is_not_applied(what: str, named: str, inputs: Inputs
 
 # --- Several workers: gloo processes without Ray.
 
-# What is trained, and by how many workers. An epoch's last batch is of 1 pair: two of 3 workers are left without any; of
-# a global batch of 2 pairs, one is.
+# What is trained, and by how many workers. The last batch of an epoch is 1 pair: two of 3 workers are left without any.
 SPREAD: dict[str, tuple[Case, int]] = {
     **{f"{kind} in 2 workers": (Case(kind, THIRTY), 2) for kind in KINDS},
     **{f"{kind} in 3 workers": (Case(kind, THIRTY), 3) for kind in ("slime", "dpo")},
@@ -462,16 +464,22 @@ def test_a_global_batch_is_a_function_of_seed_epoch_and_place_alone() -> None:
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 64])
 def test_dealing_is_a_partition_of_like_parts(size: int, world: int) -> None:
     generator = np.random.default_rng([size, world])
-    lengths = generator.integers(1, 100, 200)
+    lengths = generator.lognormal(3, 1.5, 200).astype(np.int64) + 1
     batch = generator.permutation(200)[:size]
     parts = [deal(batch, lengths, rank=rank, world=world) for rank in range(world)]
     assert sorted(np.concatenate(parts).tolist()) == sorted(batch.tolist())
     counts = [len(part) for part in parts]
     assert max(counts) - min(counts) <= 2
     sums = [int(lengths[part].sum()) for part in parts]
-    assert max(sums) - min(sums) <= 2 * lengths[batch].max()
+    assert max(sums) - min(sums) <= lengths[batch].max()
     for part in parts:
         assert (np.diff(lengths[part]) <= 0).all()
+
+
+def test_dealing_goes_forth_and_back() -> None:
+    lengths = np.array([1, 9, 5, 5, 2, 7, 3])
+    batch = np.array([3, 0, 1, 2, 6, 5, 4])
+    assert [deal(batch, lengths, rank=rank, world=2).tolist() for rank in (0, 1)] == [[1, 3, 6], [5, 2, 4, 0]]
 
 
 @pytest.mark.parametrize("sequences", [1, 2])

@@ -29,8 +29,8 @@ from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 
 PROMPT = 2  # tokens before each answer, which no loss may see
-# Tokens of each pair's chosen and rejected answer.
-LENGTHS = {"one pair": [(4, 2)], "three pairs": [(1, 7), (5, 3), (2, 2)], "five pairs": [(3, 1), (9, 4), (1, 1), (2, 8), (6, 5)]}
+# Tokens of each pair's chosen and rejected answer: one pair, three, five.
+LENGTHS = [[(4, 2)], [(1, 7), (5, 3), (2, 2)], [(3, 1), (9, 4), (1, 1), (2, 8), (6, 5)]]
 DPO_BETAS = [0.01, 0.1, 0.5, 2.0]
 SIMPO_SETTINGS = [(2.0, 0.2), (2.0, 1.0), (2.5, 0.0), (10.0, 3.0)]
 
@@ -169,7 +169,7 @@ def own_names(metrics: dict[str, float], *, logps: str) -> dict[str, float]:
 
 def main() -> None:
     cases: dict[str, list[dict[str, Any]]] = {"dpo": [], "simpo": []}
-    for seed, lengths in enumerate(LENGTHS.values()):
+    for seed, lengths in enumerate(LENGTHS):
         cases["dpo"] += [dpo_case(Answers(lengths, seed=seed), beta=beta) for beta in DPO_BETAS]
         cases["simpo"] += [
             simpo_case(Answers(lengths, seed=seed), beta=beta, gamma=gamma) for beta, gamma in SIMPO_SETTINGS

@@ -257,10 +257,12 @@ def test_a_model_without_a_head_is_refused() -> None:
         Policy(LlamaModel(config), lora=None, device=CPU)
 
 
-def test_weights_that_are_not_finite_are_refused() -> None:
+@pytest.mark.parametrize("place", ["head", "embedding"])
+def test_weights_that_are_not_finite_are_refused(place: str) -> None:
     model = llama(tied=False)
+    module: Any = model.get_output_embeddings() if place == "head" else model.get_input_embeddings()
     with torch.no_grad():
-        head(model).weight[5, 3] = torch.nan
+        module.weight[5, 3] = torch.nan
 
     with pytest.raises(ModelError, match=r"^the 'llama' model has weights that are not finite; expected a sound one$"):
         Policy(model, lora=None, device=CPU)

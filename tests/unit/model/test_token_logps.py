@@ -121,6 +121,18 @@ def test_a_frozen_head_gets_no_gradient_and_changes_none() -> None:
     assert bias_V.grad is None
 
 
+def test_a_frozen_heads_gradient_is_not_even_computed() -> None:
+    hidden_ND, weight_VD, _, targets_N = inputs(tokens=5, hidden=64, vocabulary=500)
+    logps_N = token_logps(hidden_ND.requires_grad_(), weight_VD, targets_N)
+    with Allocations() as frozen:
+        logps_N.sum().backward()
+    logps_N = token_logps(hidden_ND, weight_VD.requires_grad_(), targets_N)
+    with Allocations() as trained:
+        logps_N.sum().backward()
+
+    assert frozen.peak < 8 * 500 * 64 <= trained.peak
+
+
 def test_a_frozen_body_gets_no_gradient_and_changes_none() -> None:
     hidden_ND, weight_VD, _, targets_N = inputs()
     expected = gradients(plain(hidden_ND, weight_VD.requires_grad_(), targets_N), [weight_VD])
