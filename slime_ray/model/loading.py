@@ -93,9 +93,9 @@ def check_vocabulary(
     if moved:
         token = min(moved, key=own.__getitem__)
         raise ModelError(
-            f"model.tokenizer: {settings.tokenizer!r} has {token!r} as number {vocabulary[token]:,}, in the model's own "
-            f"tokenizer it is {own[token]:,} (and {len(moved) - 1:,} more differ); expected the model's own tokenizer, or "
-            "one that only adds tokens"
+            f"model.tokenizer: {settings.tokenizer!r} has {token!r} as number {vocabulary[token]:,}, in the model's "
+            f"own tokenizer it is {own[token]:,} (and {len(moved) - 1:,} more differ); expected the model's own "
+            "tokenizer, or one that only adds tokens"
         )
 
 

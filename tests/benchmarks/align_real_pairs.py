@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.align_real_pairs [--shared ../shared]
 
-2,887 usable pairs of three published files (dpo_en_demo, orca_dpo_pairs, hh-rlhf harmless-base) are split by prompt into
-an SFT part, a preference part and a held-out part of about 10 %. A small Llama is trained from random weights
-through Ray Train. The held-out pairs are cut in two: each objective's learning rate is chosen among the same candidates on the
-first half, and the table is of the second.
+2,887 usable pairs of three published files (dpo_en_demo, orca_dpo_pairs, hh-rlhf harmless-base) are split by prompt
+into an SFT part, a preference part and a held-out part of about 10 %. A small Llama is trained from random weights
+through Ray Train. The held-out pairs are cut in two: each objective's learning rate is chosen among the same candidates
+on the first half, and the table is of the second.
 """
 
 from __future__ import annotations

@@ -34,5 +34,7 @@ def test_the_models_own_tokenizer_may_be_named(model: Path) -> None:
 
 def test_a_tokenizer_that_numbers_tokens_otherwise_is_refused(model: Path) -> None:
     other = make_tokenizer(["three one two, one two"] * 9, vocabulary=270)
-    with pytest.raises(ModelError, match=r"model\.tokenizer: 'other' has .* expected the model's own tokenizer, or one"):
+    with pytest.raises(
+        ModelError, match=r"model\.tokenizer: 'other' has .* expected the model's own tokenizer, or one"
+    ):
         check(model, other)
