@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import peft
@@ -34,7 +37,8 @@ def add_lora(model: PreTrainedModel, settings: LoraConfig) -> peft.PeftModel:
         if name.rpartition(".")[2] not in leaves:
             raise ConfigError(f"lora.modules_to_save: {name!r} is no module of this model; it has {_linear(model)}")
     try:
-        wrapped = peft.PeftModelForCausalLM(model, config)
+        with _handled_here():
+            wrapped = peft.PeftModelForCausalLM(model, config)
     except ValueError as error:
         if "target modules" not in str(error).lower():
             raise
@@ -54,11 +58,22 @@ def merge_lora(model: peft.PeftModel) -> PreTrainedModel:
     if isinstance(model.get_input_embeddings(), BaseTunerLayer) and not isinstance(head, ModulesToSaveWrapper):
         # An adapter of the input embeddings is no part of the head, which may share their weight.
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    merged: Any = model.merge_and_unload()
+    with _handled_here():
+        merged: Any = model.merge_and_unload()
     if merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight:
         # The head no longer is the input embedding: both have to be saved.
         merged.config.tie_word_embeddings = False
     return merged
+
+
+@contextmanager
+def _handled_here() -> Iterator[None]:
+    """Keep peft's warnings about tied embeddings from the user: `merge_lora` unties what was trained apart."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(tie_word_embeddings|no longer tied)")
+        # Of transformers, at a call that peft makes.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def _linear(model: PreTrainedModel) -> str:

@@ -227,6 +227,17 @@ def test_a_mistake_found_inside_a_worker_comes_back_as_it_is_in_process(
     assert "etry" not in told
 
 
+@pytest.fixture
+def nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that cannot be placed waits for ever; starting one is a failure at once."""
+
+    def fit(_: Any) -> None:
+        pytest.fail("a trainer was started")
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer.fit", fit)
+
+
+@pytest.mark.usefixtures("nothing_is_started")
 def test_more_workers_than_the_cluster_has_cpus(
     command: Callable[..., Answer], write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
@@ -258,6 +269,7 @@ def test_without_a_cluster_at_hand_one_is_started(write_recipe: WriteRecipe, tmp
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".cache"]
 
 
+@pytest.mark.usefixtures("nothing_is_started")
 def test_a_gpu_that_the_cluster_does_not_have(command: Callable[..., Answer], write_recipe: WriteRecipe) -> None:
     import ray
 
