@@ -81,9 +81,9 @@ def inspect(
 @app.command()
 def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Show what a recipe would do: settings, parameters, steps, skipped rows, the run's name."""
-    from slime_ray.training.plan import make_plan
-
     settings = load_recipe(recipe, overrides or [])
+    from slime_ray.training.plan import make_plan  # loads torch: after the recipe was found to be one
+
     _warn(settings.warnings())
     made = make_plan(settings)
     print(json.dumps(settings.model_dump(mode="json", exclude_none=True), indent=2))

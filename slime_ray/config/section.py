@@ -15,7 +15,7 @@ PLACE: dict[str, Any] = {"place": True}
 class Section(BaseModel):
     """A frozen section of a recipe; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that change the result and are not at their default, nested, JSON-serialisable."""

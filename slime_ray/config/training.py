@@ -23,7 +23,7 @@ class TrainingConfig(Section):
     adam_beta2: float = Field(default=0.999, ge=0.0, lt=1.0)
     adam_epsilon: float = Field(default=1e-8, gt=0.0)
     max_grad_norm: float | None = Field(default=None, gt=0.0, description="clip the gradient's norm; default: never")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     eval_every: int | None = Field(
         default=None, ge=1, description="steps; default: before the first and after the last"
     )

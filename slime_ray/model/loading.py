@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +27,10 @@ transformers_logging.disable_progress_bar()
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "float64": torch.float64}
 
 
+# What transformers raises where a folder's files are not what they should be.
+_UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
+
+
 def load_config(source: ModelSource, settings: ModelConfig) -> PreTrainedConfig:
     """The model's config with every dropout set to `model.dropout`, and nothing kept between steps.
 
@@ -33,7 +39,7 @@ def load_config(source: ModelSource, settings: ModelConfig) -> PreTrainedConfig:
     """
     try:
         config = AutoConfig.from_pretrained(source.location, revision=source.revision)
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ModelError(f"model.name = {settings.name!r}: {_first_line(error)}") from None
     for key in config.to_dict():
         if key.endswith(("dropout", "pdrop", "dropout_prob")) and not key.startswith("classifier"):
@@ -46,19 +52,29 @@ def load_model(source: ModelSource, settings: ModelConfig) -> PreTrainedModel:
     """The weights, in the dtype that is trained, on CPU.
 
     Raises:
-        ModelError: the folder is no model that transformers loads.
+        ModelError: the folder is no model that transformers loads, or weights are missing in it.
     """
     config = load_config(source, settings)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             source.location,
             revision=source.revision,
             config=config,
             dtype=DTYPES[settings.dtype],
             attn_implementation=settings.attention,
+            ignore_mismatched_sizes=True,  # reported below, in one sentence
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ModelError(f"model.name = {settings.name!r}: {_first_line(error)}") from None
+    mismatched = [name for name, *_ in report["mismatched_keys"]]
+    for problem, names in (("missing in", report["missing_keys"]), ("of another shape in", mismatched)):
+        if names:
+            raise ModelError(
+                f"model.name = {settings.name!r}: {len(names)} weights of its config are {problem} the checkpoint, "
+                f"{min(names)} first; expected a whole checkpoint"
+            )
+    return model
 
 
 def empty_model(source: ModelSource, settings: ModelConfig) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any, cast
 import peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -39,8 +41,12 @@ def add_lora(model: PreTrainedModel, settings: LoraConfig) -> peft.PeftModel:
     try:
         with _handled_here():
             wrapped = peft.PeftModelForCausalLM(model, config)
-    except ValueError as error:
-        if "target modules" not in str(error).lower():
+    except re.error as error:
+        raise ConfigError(
+            f"lora.target_modules = {settings.target_modules!r} is no regular expression: {error}"
+        ) from None
+    except (ValueError, NoMatchingPeftModuleError) as error:
+        if not isinstance(error, NoMatchingPeftModuleError) and "target modules" not in str(error).lower():
             raise
         raise ConfigError(
             f"lora.target_modules = {settings.target_modules!r} match no module; this model has {_linear(model)}"

@@ -95,6 +95,11 @@ def _evaluate(training: Training, report: Report, *, step: int) -> None:
     training.policy.model.eval()
     metrics = _measure(training, rows, training.held_out, backward=False)
     training.policy.model.train()
+    if not math.isfinite(metrics["loss"]):
+        raise NonFiniteError(
+            f"step {step}: the loss on the held-out rows is not finite; "
+            + ("lower training.learning_rate" if step else "look at model.name and data.eval")
+        )
     report({"step": step} | {f"eval_{name}": value for name, value in metrics.items()})
 
 

@@ -271,12 +271,17 @@ def test_weights_that_are_not_finite_are_refused(place: str) -> None:
 LINEAR = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
 
 
-@pytest.mark.parametrize("target", [["c_attn"], ".*nothing"], ids=["names", "regex"])
+@pytest.mark.parametrize("target", [["c_attn"], ".*nothing", []], ids=["names", "regex", "none"])
 def test_targets_that_match_nothing_are_refused_with_the_names_there_are(target: str | list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         Policy(llama(tied=False), lora=LoraConfig(target_modules=target), device=CPU)
 
     assert str(error.value) == f"lora.target_modules = {target!r} match no module; this model has {LINEAR}"
+
+
+def test_a_target_that_is_no_regular_expression_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^lora\.target_modules = '\(\(' is no regular expression: "):
+        Policy(llama(tied=False), lora=LoraConfig(target_modules="(("), device=CPU)
 
 
 @pytest.mark.parametrize("target", [["lm_head"], ["q_proj", "lm_head"], ".*(q_proj|lm_head)"])
