@@ -21,8 +21,9 @@ from slime_ray.config.model import ModelConfig
 from slime_ray.errors import ModelError
 from slime_ray.model.source import ModelSource
 
-# Bars of the parts that take no time would stand between the lines of a log.
+# Bars and reports would stand between the lines of a log; what is wrong with a checkpoint is said in one sentence below.
 transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
 
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "float64": torch.float64}
 
@@ -56,7 +57,7 @@ def load_model(source: ModelSource, settings: ModelConfig) -> PreTrainedModel:
     """
     config = load_config(source, settings)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,
             revision=source.revision,
             config=config,
@@ -67,6 +68,7 @@ def load_model(source: ModelSource, settings: ModelConfig) -> PreTrainedModel:
         )
     except _UNREADABLE as error:
         raise ModelError(f"model.name = {settings.name!r}: {_first_line(error)}") from None
+    model, report = loaded
     mismatched = [name for name, *_ in report["mismatched_keys"]]
     for problem, names in (("missing in", report["missing_keys"]), ("of another shape in", mismatched)):
         if names:
