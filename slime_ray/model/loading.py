@@ -21,7 +21,7 @@ from slime_ray.config.model import ModelConfig
 from slime_ray.errors import ModelError
 from slime_ray.model.source import ModelSource
 
-# Bars and reports would stand between the lines of a log; what is wrong with a checkpoint is said in one sentence below.
+# Bars and reports would stand between the lines of a log; what is wrong with a checkpoint is said below, in a sentence.
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
