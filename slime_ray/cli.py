@@ -128,7 +128,10 @@ def score(
     else:
         Console().print(scoreboard.render(scores, samples=samples))
         for model in models:
-            print(f"{model}: {find_model(model, runs_dir=runs_dir.absolute()).location}")
+            location = Path(find_model(model, runs_dir=runs_dir.absolute()).location)
+            print(f"{model}: {location}")
+            if (plot := location.parent / "metrics.png").is_file():
+                print(f"{'':>{len(model)}}  {plot}")
 
 
 @quickstart.command("data")
