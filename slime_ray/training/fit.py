@@ -70,7 +70,8 @@ def _train_on_ray(stage: Stage, tokens: Path) -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
         _check_resources(stage, ray.cluster_resources())
-        with tempfile.TemporaryDirectory(prefix="slime-ray-") as storage:
+        # Ray wants a folder that every node sees; the runs folder is one.
+        with tempfile.TemporaryDirectory(prefix=".ray-", dir=stage.run.runs_dir) as storage:
             trainer = TorchTrainer(
                 _worker,
                 train_loop_config={"stage": stage, "tokens": tokens},
