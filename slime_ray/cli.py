@@ -70,7 +70,7 @@ def inspect(
     tokenizer = None
     if settings is not None:
         name = settings.model.tokenizer or settings.model.name
-        tokenizer = find_model(name, runs_dir=Path(settings.runs_dir)).location
+        tokenizer = find_model(name, runs_dir=Path(settings.runs_dir)).pinned
     found = inspection.inspect(paths, settings, tokenizer=tokenizer)
     if as_json:
         print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))

@@ -62,8 +62,11 @@ def content_hash(entries: Sequence[str]) -> str:
             whole.update(hashlib.sha256(f"{hub.name}:{hub.split}@{hub.commit()}".encode()).digest())
             continue
         for path in _files(entry):
-            with path.open("rb") as file:
-                whole.update(hashlib.file_digest(file, "sha256").digest())
+            try:
+                with path.open("rb") as file:
+                    whole.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     return whole.hexdigest()
 
 

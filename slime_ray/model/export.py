@@ -42,6 +42,9 @@ def generation_config(
     settings: dict[str, Any] = own.to_diff_dict() if own else {}
     stops = settings.get("eos_token_id", tokenizer.eos_token_id)
     stops = [stop for stop in (stops if isinstance(stops, list) else [stops]) if stop is not None]
+    # Published configs often set these without do_sample, which transformers reads but refuses to write.
+    if any(settings.get(key) is not None for key in ("temperature", "top_p", "top_k", "min_p", "typical_p")):
+        settings["do_sample"] = True
     settings["eos_token_id"] = [*stops, end_of_turn_id] if end_of_turn_id not in stops else stops
     if settings.get("pad_token_id") is None:
         settings["pad_token_id"] = pad_id(tokenizer, end_of_turn_id)

@@ -64,8 +64,11 @@ class Policy:
     def reference(self) -> Iterator[None]:
         """Inside it the adapters are off: the policy is the one that training started from. LoRA only."""
         assert isinstance(self.model, peft.PeftModel)
+        was_training = self.model.training
+        self.model.eval()  # the reference knows no dropout
         with torch.no_grad(), self.model.disable_adapter():
             yield
+        self.model.train(was_training)
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that are trained, by name, each once."""

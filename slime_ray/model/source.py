@@ -19,18 +19,25 @@ class ModelSource:
     Attributes:
         location: a folder, or a hub name.
         revision: the commit of a hub name.
-        hash: stands for the content: the run's hash, the files' hash, or the commit.
+        hash: what a run's name is made from: the parent run's hash, the files' hash, or the commit.
+        content: stands for the weights themselves: as `hash`, but a run that was trained again has another.
         parent: the run's name, for the model of a run.
     """
 
     location: str
     revision: str | None
     hash: str
+    content: str
     parent: str | None = None
 
+    @property
+    def pinned(self) -> str:
+        """The location with the revision, as one name."""
+        return f"{self.location}@{self.revision}" if self.revision else self.location
 
-def find_model(name: str, *, runs_dir: Path) -> ModelSource:
-    """Resolve `run:NAME`, a folder or a hub name with an optional @revision.
+
+def find_model(name: str, *, runs_dir: Path, key: str = "model.name") -> ModelSource:
+    """Resolve `run:NAME`, a folder or a hub name with an optional @revision; `key` is the setting that gave the name.
 
     Raises:
         RunError: there is no such finished run.
@@ -38,16 +45,17 @@ def find_model(name: str, *, runs_dir: Path) -> ModelSource:
     """
     if name.startswith("run:"):
         manifest = find_run(runs_dir, name.removeprefix("run:"))
-        return ModelSource(str(runs_dir / manifest.name / "final"), None, manifest.hash, manifest.name)
+        final = str(runs_dir / manifest.name / "final")
+        return ModelSource(final, None, manifest.hash, json_hash(manifest.files), manifest.name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model.name = {name!r}: the folder has no config.json; expected a Hugging Face model")
+            raise ModelError(f"{key} = {name!r}: the folder has no config.json; expected a Hugging Face model")
         files = {path: file for path, file in folder_files(folder).items() if Path(path).suffix in _WEIGHTS}
-        return ModelSource(str(folder.absolute()), None, json_hash(files))
+        return ModelSource(str(folder.absolute()), None, json_hash(files), json_hash(files))
     location, _, revision = name.partition("@")
-    commit = _pinned(location, revision or None, asked=name)
-    return ModelSource(location, commit, text_hash([location, commit]))
+    commit = _pinned(location, revision or None, asked=f"{key} = {name!r}")
+    return ModelSource(location, commit, text_hash([location, commit]), text_hash([location, commit]))
 
 
 def settings_hash(*, tokenizer: ModelSource | None, chat_template: str | None) -> list[str]:
@@ -66,14 +74,12 @@ def _pinned(location: str, revision: str | None, *, asked: str) -> str:
     try:
         return str(model_info(location, revision=revision, timeout=10).sha)
     except HFValidationError:
-        raise ModelError(
-            f"model.name = {asked!r}: no such folder, and no hub name; expected run:NAME, a folder or org/name"
-        ) from None
+        raise ModelError(f"{asked}: no such folder, and no hub name; expected run:NAME, a folder or org/name") from None
     except (HfHubHTTPError, OSError) as error:
         try:
             return Path(snapshot_download(location, revision=revision, local_files_only=True)).name
         except (LocalEntryNotFoundError, OSError):
             raise ModelError(
-                f"model.name = {asked!r}: no such folder here, and the hub did not give it ({type(error).__name__}); "
+                f"{asked}: no such folder here, and the hub did not give it ({type(error).__name__}); "
                 "expected run:NAME, a folder or a reachable hub name"
             ) from None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +68,13 @@ def _train_on_ray(stage: Stage, tokens: Path) -> None:
     settings = stage.recipe.training
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except ConnectionError as error:
+            address = os.environ.get("RAY_ADDRESS", "")
+            raise ClusterError(f"RAY_ADDRESS = {address!r}: no Ray cluster answers there ({error})") from None
     try:
-        _check_resources(stage, ray.cluster_resources())
+        _check_resources(stage, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         # Ray wants a folder that every node sees; the runs folder is one.
         with tempfile.TemporaryDirectory(prefix=".ray-", dir=stage.run.runs_dir) as storage:
             trainer = TorchTrainer(
@@ -131,17 +136,25 @@ def _worker_resources(stage: Stage) -> dict[str, float]:
     return {"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})}
 
 
-def _check_resources(stage: Stage, cluster: Mapping[str, float]) -> None:
+def _check_resources(stage: Stage, nodes: Sequence[Mapping[str, float]]) -> None:
     """Say at once what would otherwise wait for ever.
 
     Raises:
-        ClusterError: the cluster as a whole has too few CPUs or GPUs.
+        ClusterError: the nodes have too few CPUs or GPUs for the workers, together or each for itself.
     """
     workers = stage.recipe.training.num_workers
-    for kind, each in _worker_resources(stage).items():
-        if workers * each > cluster.get(kind, 0):
+    needed = _worker_resources(stage)
+    cluster = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}
+    for kind, each in needed.items():
+        if workers * each > cluster[kind]:
             setting = "training.cpus_per_worker" if kind == "CPU" else "training.use_gpu"
             raise ClusterError(
                 f"training.num_workers = {workers} with {each:g} {kind} each ({setting}) need {workers * each:g} "
-                f"{kind}, but the Ray cluster has {cluster.get(kind, 0):g}; lower training.num_workers or add nodes"
+                f"{kind}, but the Ray cluster has {cluster[kind]:g}; lower training.num_workers or add nodes"
             )
+    places = sum(int(min(node.get(kind, 0) // each for kind, each in needed.items())) for node in nodes)
+    if workers > places:
+        raise ClusterError(
+            f"training.num_workers = {workers} with {needed} each: the nodes of the Ray cluster have room for {places} "
+            "such workers; lower training.num_workers or training.cpus_per_worker, or add nodes"
+        )

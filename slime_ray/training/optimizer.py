@@ -27,5 +27,13 @@ def make_optimizer(
         eps=settings.adam_epsilon,
     )
     warmup = math.ceil(settings.warmup_ratio * steps)
-    schedule = get_scheduler(settings.scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    # transformers ends this one at 1e-7, which may lie above the whole schedule; the others end at 0.
+    specific = {"lr_end": 0.0} if settings.scheduler == "polynomial" else None
+    schedule = get_scheduler(
+        settings.scheduler,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
+        scheduler_specific_kwargs=specific,
+    )
     return optimizer, schedule

@@ -103,9 +103,9 @@ def score(name: str, pairs: str, *, runs_dir: Path, max_length: int, max_new_tok
     Raises:
         SlimeRayError: the model or the file cannot be used.
     """
-    source = find_model(name, runs_dir=runs_dir)
+    source = find_model(name, runs_dir=runs_dir, key="model")
     data = DataConfig(train=[pairs], max_length=max_length)
-    key = json_hash([_SCORE_VERSION, source.hash, content_hash(data.train), data.max_length, max_new_tokens])
+    key = json_hash([_SCORE_VERSION, source.content, content_hash(data.train), data.max_length, max_new_tokens])
     stored = runs_dir / ".cache" / "scores" / f"{key}.json"
     if stored.is_file():
         return _read(stored, name)
@@ -116,8 +116,7 @@ def score(name: str, pairs: str, *, runs_dir: Path, max_length: int, max_new_tok
 
 def _compute(source: ModelSource, name: str, data: DataConfig, *, runs_dir: Path, max_new_tokens: int) -> Score:
     settings = ModelConfig(name=source.location)
-    location = source.location + (f"@{source.revision}" if source.revision else "")
-    chat = ChatFormat.of(load_tokenizer(location, None))
+    chat = ChatFormat.of(load_tokenizer(source.pinned, None))
     model = load_model(source, settings)
     check_vocabulary(model.config, chat.tokenizer, source, settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -50,7 +50,8 @@ def resolve(recipe: Recipe) -> Stage:
     """
     runs_dir = Path(recipe.runs_dir).absolute()
     source = find_model(recipe.model.name, runs_dir=runs_dir)
-    own = find_model(recipe.model.tokenizer, runs_dir=runs_dir) if recipe.model.tokenizer else None
+    asked = recipe.model.tokenizer
+    own = find_model(asked, runs_dir=runs_dir, key="model.tokenizer") if asked else None
     template = recipe.model.chat_template
     extra = settings_hash(tokenizer=own, chat_template=template)
     model_hash = text_hash([source.hash, *extra])
@@ -59,7 +60,7 @@ def resolve(recipe: Recipe) -> Stage:
     return Stage(
         recipe=recipe,
         source=source,
-        tokenizer=tokenizer.location + (f"@{tokenizer.revision}" if tokenizer.revision else ""),
+        tokenizer=tokenizer.pinned,
         chat_template=str(Path(template).absolute()) if template is not None else None,
         data_hash=data_hash,
         model_hash=model_hash,

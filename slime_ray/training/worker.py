@@ -17,7 +17,7 @@ from slime_ray.model.policy import Policy
 from slime_ray.objectives.table import OBJECTIVES
 from slime_ray.storage import json_hash
 from slime_ray.training.card import model_card
-from slime_ray.training.collective import rank, wait_for_all
+from slime_ray.training.collective import gather, rank, wait_for_all
 from slime_ray.training.loop import Training, run_loop
 from slime_ray.training.measurement import TokenizedRows, reference_logps
 from slime_ray.training.plot import plot_run
@@ -69,8 +69,8 @@ def run_stage(stage: Stage, prepared: PreparedData, *, device: torch.device, rep
             metrics=run.metrics(),
         )
         export(policy.model, form.tokenizer, run.final, end_of_turn_id=end_of_turn_id, card=card)
-        plot_run(run, run.folder / "metrics.png")
         run.finish(data=stage.data_hash, model=stage.model_hash, parent=stage.source.parent)
+        plot_run(run, run.folder / "metrics.png")
     wait_for_all()
 
 
@@ -98,14 +98,14 @@ def make_training(stage: Stage, prepared: PreparedData, policy: Policy, *, paddi
 
 def _with_reference(stage: Stage, policy: Policy, data: TokenizedRows, *, rows: str) -> TokenizedRows:
     """The same rows with the starting policy's values, read back if an earlier run stored them."""
-    key = json_hash([stage.model_hash, rows, stage.recipe.model.model_dump(mode="json")])
+    key = json_hash([stage.source.content, stage.model_hash, rows, stage.recipe.model.model_dump(mode="json")])
     path = stage.run.runs_dir / REFERENCES / f"{key}.safetensors"
-    # Only once every worker has looked may the first one write: all of them must go the same way.
-    stored = path.is_file()
-    wait_for_all()
-    if stored:
+    # All workers must go the same way, also where one sees the file later than another.
+    if all(gather(path.is_file())):
         return replace(data, reference=ReferenceLogps.load(path))
+    policy.model.eval()
     reference = reference_logps(policy, data, stage.recipe.training)
+    policy.model.train()
     if rank() == 0:
         reference.save(path)
     return replace(data, reference=reference)
