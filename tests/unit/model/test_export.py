@@ -256,3 +256,12 @@ def test_padding_is_the_end_of_turn_where_the_tokenizer_has_none() -> None:
 
 def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_base_whose_generation_config_transformers_would_not_write_is_exported(tmp_path: Path) -> None:
+    own = GenerationConfig(eos_token_id=17, pad_token_id=2)
+    own.temperature, own.top_p = 0.9, 0.6  # as published, without do_sample
+    config = generation_config(own, tokenizer(), 9)
+    config.save_pretrained(tmp_path)
+    loaded = GenerationConfig.from_pretrained(tmp_path)
+    assert (loaded.do_sample, loaded.temperature, loaded.top_p) == (True, 0.9, 0.6)

@@ -62,6 +62,23 @@ def test_the_reference_stays_the_starting_policy_whatever_is_trained(
     assert abs(logps.response_sums()[0].detach().numpy() - start.chosen[:5]).min() > 1e-3
 
 
+@pytest.mark.parametrize("lora", [{}, {"lora.r": 4}], ids=["stored", "adapter off"])
+def test_the_reference_knows_no_dropout(
+    write_recipe: Callable[..., Path], tiny_model: Path, lora: dict[str, Any]
+) -> None:
+    names = {"loss.kind": "dpo", "model.name": str(tiny_model)}
+    training = training_of(write_recipe(names | {"model.dropout": 0.5} | lora))
+    training.policy.model.eval()
+    expected = reference_logps(training.policy, training.train, training.settings).chosen[:5]
+    training.policy.model.train()
+    batch = training.train.collate(np.arange(5), training.settings)
+    logps = completion_logps(training.policy, batch, training.train.reference, adapter_off=training.adapter_off)
+    assert logps.reference_chosen_B is not None
+    np.testing.assert_allclose(logps.reference_chosen_B.numpy(), expected, rtol=1e-9)
+    assert training.policy.model.training
+    assert abs(logps.response_sums()[0].detach().numpy() - expected).max() > 1e-3, "dropout does nothing here"
+
+
 def training_of(recipe_file: Path) -> Training:
     recipe = load_recipe(recipe_file)
     stage = resolve(recipe)
