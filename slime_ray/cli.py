@@ -116,6 +116,7 @@ def score(
 
     from slime_ray.model.source import find_model
     from slime_ray.training import scoreboard
+    from slime_ray.training.scoring import check_comparable
     from slime_ray.training.scoring import score as score_model
 
     scores = []
@@ -123,6 +124,7 @@ def score(
         print(f"scoring {model}", file=sys.stderr)
         options = {"max_length": max_length, "max_new_tokens": max_new_tokens}
         scores.append(score_model(model, data, runs_dir=runs_dir.absolute(), **options))
+    check_comparable(scores)
     if as_json:
         print(json.dumps([asdict(found) for found in scores], indent=2, ensure_ascii=False))
     else:

@@ -20,6 +20,7 @@ from slime_ray.data.chat_format import ChatFormat, load_tokenizer
 from slime_ray.data.preferences import Preference, Skipped, read_preferences
 from slime_ray.data.sources import content_hash
 from slime_ray.data.token_cache import prepare_tokens
+from slime_ray.errors import DataError
 from slime_ray.evaluation.checks import passes
 from slime_ray.model.export import pad_id
 from slime_ray.model.loading import check_vocabulary, load_model
@@ -30,7 +31,7 @@ from slime_ray.training.generation import generate
 from slime_ray.training.measurement import TokenizedRows, reference_logps
 
 # Raised when the same checkpoint and data would give another score, so that no stored one is taken for it.
-_SCORE_VERSION = 1
+_SCORE_VERSION = 2
 _SAMPLE_SEED = 0
 
 
@@ -68,11 +69,13 @@ class Score:
 
     Attributes:
         model: as it was named.
+        sources: file:line of each pair that its tokenizer and length leave usable.
         chosen, rejected: mean token log-probability of each pair's answers, in nats.
         answers: one for each pair, greedy and sampled at temperature 1; none if none were generated.
     """
 
     model: str
+    sources: tuple[str, ...]
     chosen: tuple[float, ...]
     rejected: tuple[float, ...]
     answers: tuple[Answer, ...]
@@ -114,6 +117,21 @@ def score(name: str, pairs: str, *, runs_dir: Path, max_length: int, max_new_tok
     return found
 
 
+def check_comparable(scores: Sequence[Score]) -> None:
+    """Refuse to put figures over different pairs side by side.
+
+    Raises:
+        DataError: a checkpoint's tokenizer or length leaves other pairs usable than the first one's.
+    """
+    first = set(scores[0].sources)
+    for score in scores[1:]:
+        if differing := first.symmetric_difference(score.sources):
+            raise DataError(
+                f"{min(differing)}: usable for only one of {scores[0].model} and {score.model} "
+                f"(and {len(differing) - 1} more); raise --max-length, or score these pairs for each by itself"
+            )
+
+
 def _compute(source: ModelSource, name: str, data: DataConfig, *, runs_dir: Path, max_new_tokens: int) -> Score:
     settings = ModelConfig(name=source.location)
     chat = ChatFormat.of(load_tokenizer(source.pinned, None))
@@ -128,6 +146,7 @@ def _compute(source: ModelSource, name: str, data: DataConfig, *, runs_dir: Path
     sums = reference_logps(policy, rows, TrainingConfig())
     return Score(
         model=name,
+        sources=tuple(rows.dataset["source"]),
         chosen=tuple((sums.chosen / rows.lengths.chosen).tolist()),
         rejected=tuple((sums.rejected / rows.lengths.rejected).tolist()),
         answers=_answers(policy, chat, rows, _pairs_by_source(data), max_new_tokens=max_new_tokens),
@@ -176,5 +195,5 @@ def _passed(pair: Preference, answer: str) -> bool | None:
 def _read(path: Path, name: str) -> Score:
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     answers = tuple(Answer(**answer) for answer in values.pop("answers"))
-    chosen, rejected = tuple(values["chosen"]), tuple(values["rejected"])
-    return Score(model=name, chosen=chosen, rejected=rejected, answers=answers)
+    numbers = {key: tuple(values[key]) for key in ("sources", "chosen", "rejected")}
+    return Score(model=name, answers=answers, **numbers)
