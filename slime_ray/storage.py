@@ -46,4 +46,4 @@ def text_hash(parts: Iterable[str]) -> str:
 
 def json_hash(value: Any) -> str:
     """The SHA-256 of a JSON value, whatever the order of its keys."""
-    return text_hash([json.dumps(value, sort_keys=True, ensure_ascii=False)])
+    return text_hash([json.dumps(value, sort_keys=True)])

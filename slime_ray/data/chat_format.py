@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slime_ray.data.messages import Message
 from slime_ray.errors import DataError, ModelError
+from slime_ray.storage import json_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +74,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         tokenizer.chat_template,
         _ids(tokenizer, _PROBE_TEXT),
     ]
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
+    return json_hash(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +110,6 @@ class ChatFormat:
         """The beginning-of-sequence token's number, if the tokenizer has one."""
         number = self.tokenizer.bos_token_id
         return number if isinstance(number, int) else None
-
-    @property
-    def end_of_turn(self) -> str | None:
-        """The end-of-turn token as text."""
-        return None if self.end_of_turn_id is None else str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id))
 
     def require_end_of_turn(self) -> int:
         """The end-of-turn token's number.

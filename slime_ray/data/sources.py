@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 
 from slime_ray.data.hub import HubEntry
 from slime_ray.errors import DataError
+from slime_ray.storage import file_hash
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 """The files that are read. JSON and JSON Lines are told apart by their content."""
@@ -63,8 +64,7 @@ def content_hash(entries: Sequence[str]) -> str:
             continue
         for path in _files(entry):
             try:
-                with path.open("rb") as file:
-                    whole.update(hashlib.file_digest(file, "sha256").digest())
+                whole.update(bytes.fromhex(file_hash(path)))
             except OSError as error:
                 raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     return whole.hexdigest()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 import shutil
 import uuid
@@ -30,6 +28,7 @@ from slime_ray.data.sources import content_hash
 from slime_ray.data.split import Part, part_of, prompt_key
 from slime_ray.data.tokenization import ChatFormat, TokenizedRow, tokenize, tokenizer_hash
 from slime_ray.errors import DataError
+from slime_ray.storage import json_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -135,7 +134,7 @@ def _cache_key(data: DataConfig, chat: ChatFormat, *, pairs: bool) -> str:
         "pairs": pairs,
         "settings": data.model_dump(exclude={"train", "eval", "strict"}) | {"prompt_room": data.prompt_room},
     }
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return json_hash(key)
 
 
 def _publish(unfinished: Path, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
@@ -13,6 +12,7 @@ from slime_ray.errors import DataError
 from slime_ray.evaluation.checks import passes
 from slime_ray.quickstart import words
 from slime_ray.quickstart.tasks import KINDS, Kind, Message, Task
+from slime_ray.storage import write_text
 
 Row = dict[str, object]
 """One line of a part's file."""
@@ -129,15 +129,11 @@ def write_parts(
 
     The same arguments give the same bytes. A file is complete or absent.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     parts = generate_parts(seed=seed, sft=sft, preference=preference, validation=validation, test=test)
     paths: dict[str, Path] = {}
     for part in ("sft", "preference", "validation", "test"):
         paths[part] = folder / f"{part}.jsonl"
-        unfinished = folder / f".{part}.jsonl.{os.getpid()}.tmp"
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in parts[part]]
-        unfinished.write_text("".join(lines), encoding="utf-8", newline="\n")
-        os.replace(unfinished, paths[part])
+        write_text(paths[part], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in parts[part]))
     return paths
 
 

@@ -40,6 +40,10 @@ EXPECTED = {
 }
 
 
+def end_of_turn(chat: ChatFormat) -> str:
+    return str(chat.tokenizer.convert_ids_to_tokens(chat.require_end_of_turn()))
+
+
 @pytest.mark.parametrize("shape", EXPECTED)
 def test_prompt_and_answer_are_the_templates_text_up_to_the_end_of_turn(shape: str, tokenizer_of: Make) -> None:
     tokenizer = tokenizer_of(shape)
@@ -48,7 +52,7 @@ def test_prompt_and_answer_are_the_templates_text_up_to_the_end_of_turn(shape: s
     assert (tokenizer.decode(prompt_ids), tokenizer.decode(answer_ids)) == EXPECTED[shape]
     assert prompt_ids == chat.prompt_ids(PROMPT, None, "x:1"), "a server sends these, whatever the answer"
     assert answer_ids[-1] == chat.end_of_turn_id == chat.require_end_of_turn()
-    assert EXPECTED[shape][1].endswith(chat.end_of_turn or "?")
+    assert EXPECTED[shape][1].endswith(end_of_turn(chat))
     assert answer_ids.count(answer_ids[-1]) == 1
     assert [number == chat.bos_id for number in prompt_ids].count(True) == (0 if shape == "qwen" else 1)
 
@@ -98,7 +102,7 @@ def test_an_answer_that_does_not_continue_the_prompt_is_refused(tokenizer_of: Ma
 def test_a_template_without_an_end_of_turn_is_no_template_to_train_with(tokenizer_of: Make) -> None:
     chat = ChatFormat.of(tokenizer_of("qwen", "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"))
     assert chat.end_of_turn_id is None
-    assert chat.end_of_turn is None
+    assert chat.end_of_turn_id is None
     with pytest.raises(
         ModelError, match=r"puts no special token after an assistant's answer, so a model .* never stop"
     ):
@@ -122,7 +126,7 @@ def test_a_broken_template_is_found_before_any_row(template: str, message: str, 
 
 def test_loading(tokenizer_of: Make, tmp_path: Path) -> None:
     tokenizer_of("llama").save_pretrained(tmp_path / "with")
-    assert ChatFormat.of(load_tokenizer(str(tmp_path / "with"), None)).end_of_turn == "<|eot|>"
+    assert end_of_turn(ChatFormat.of(load_tokenizer(str(tmp_path / "with"), None))) == "<|eot|>"
     bare = tokenizer_of("llama")
     bare.chat_template = None
     bare.save_pretrained(tmp_path / "bare")
@@ -133,7 +137,7 @@ def test_loading(tokenizer_of: Make, tmp_path: Path) -> None:
     )
     jinja = tmp_path / "chat.jinja"
     jinja.write_text("{% for m in messages %}{{ m.content }}<|end|>{% endfor %}", encoding="utf-8")
-    assert ChatFormat.of(load_tokenizer(str(tmp_path / "bare"), str(jinja))).end_of_turn == "<|end|>"
+    assert end_of_turn(ChatFormat.of(load_tokenizer(str(tmp_path / "bare"), str(jinja)))) == "<|end|>"
     with pytest.raises(ModelError, match=r"model\.chat_template = '.*none.jinja': not a readable Jinja file"):
         load_tokenizer(str(tmp_path / "bare"), str(tmp_path / "none.jinja"))
 
