@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from slime_ray.errors import SlimeRayError
+from slime_ray.errors import Interrupted, SlimeRayError
 from slime_ray.overrides import load_recipe
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main(*command: str) -> None:
     try:
         app([*command, *sys.argv[1:]])
     except SlimeRayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         if error.name not in _TRAIN_EXTRA:
@@ -92,13 +92,17 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Train one stage on Ray Train and print the run's folder; a finished run is returned as it is."""
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for a command that trains this run already.")] = False,
+) -> None:
+    """Train one stage on Ray Train and print the run's folder; what was trained before is gone on from."""
     from slime_ray.training.fit import train as train_recipe
 
     settings = load_recipe(recipe, overrides or [])
     _warn(settings.warnings())
-    print(train_recipe(settings).folder)
+    print(train_recipe(settings, wait=wait).folder)
 
 
 @app.command()

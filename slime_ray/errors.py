@@ -29,6 +29,10 @@ class RunError(SlimeRayError):
     """A run folder is not what the command needs."""
 
 
+class StorageError(SlimeRayError):
+    """A file could not be written or read: the disk is full, read-only, or not ours."""
+
+
 class ClusterError(SlimeRayError):
     """The Ray cluster cannot run what was asked for, or a worker died."""
 
@@ -37,3 +41,15 @@ class NonFiniteError(SlimeRayError):
     """A loss or gradient was not finite; it was not applied."""
 
     exit_code = 3
+
+
+class GuardError(SlimeRayError):
+    """The likelihood guard stopped a run."""
+
+    exit_code = 3
+
+
+class Interrupted(SlimeRayError):  # noqa: N818, it is a wish, not a mistake
+    """A run was asked to stop and can be continued."""
+
+    exit_code = 130

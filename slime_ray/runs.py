@@ -1,45 +1,48 @@
-"""The run folder: a name made from content, config.json, metrics.jsonl, final/ and a manifest written last."""
+"""The run folder: a name made from content, its lineage, what happened in it, and a manifest written last."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
-import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slime_ray.config.recipe import SETTINGS_VERSION, Recipe
 from slime_ray.errors import RunError
-from slime_ray.storage import folder_files, json_hash, write_json
+from slime_ray.lease import held_by
+from slime_ray.sealed import Sealed
+from slime_ray.storage import append_text, folder_files, is_local, json_hash, place, remove, whole_lines, write_json
+from slime_ray.storage import write_text as write_whole
 
 # The packages whose version may change a result.
 _PACKAGES = ("slime-ray", "torch", "transformers", "tokenizers", "peft", "ray", "numpy")
 # As a glob pattern: what a run's name ends with.
 _HASH_DIGITS = "[0-9a-f]" * 8
 
+EventKind = Literal["started", "resumed", "warning", "worker lost", "interrupted", "stopped", "failed", "finished"]
+State = Literal["running", "interrupted", "stopped", "failed", "finished"]
 
-class Manifest(BaseModel):
-    """What a finished run was made from and what it made.
+
+class Lineage(Sealed):
+    """What a run is made from; written when it begins.
 
     Attributes:
         name: the run's name, the folder below the runs folder.
         recipe: the recipe's name.
         hash: what the name's last 8 digits begin: settings that change the result, data and parent.
         data, model: hashes of the data's and the starting model's content.
-        parent: the name of the run whose model this one started from.
-        versions: of the packages that trained it.
-        metrics: the last value of every metric.
-        files: size and hash of every file of final/.
-        finished: when, UTC, ISO 8601.
+        parent: the name of the run whose model this one starts from.
+        versions: of this code and the packages that trained it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     recipe: str
@@ -48,9 +51,35 @@ class Manifest(BaseModel):
     model: str
     parent: str | None
     versions: dict[str, str]
+
+
+class Manifest(Lineage):
+    """What a finished run was made from and what it made; written last.
+
+    Attributes:
+        metrics: the last value of every metric.
+        files: size and hash of every file of final/.
+        failures: workers that were lost on the way.
+        number: counts the finished runs of a recipe, so that the newest is known without a clock.
+        finished: when, UTC, ISO 8601; for people.
+    """
+
     metrics: dict[str, float]
     files: dict[str, dict[str, Any]]
+    failures: int
+    number: int
     finished: str
+
+
+class Event(BaseModel):
+    """One line of events.jsonl: something that happened to a run; `time` is for people."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: EventKind
+    message: str
+    step: int | None = None
+    time: str
 
 
 @dataclass(frozen=True)
@@ -77,13 +106,50 @@ class Run:
         return self.folder / "final"
 
     @property
+    def best(self) -> Path:
+        """The model of the best checkpoint, beside a run that the guard stopped."""
+        return self.folder / "best"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What the run can be continued from."""
+        return self.folder / "checkpoints"
+
+    @property
+    def lease(self) -> Path:
+        """Who writes here."""
+        return self.folder / "lease"
+
+    @property
     def metrics_file(self) -> Path:
         """One JSON object a line."""
         return self.folder / "metrics.jsonl"
 
+    @property
+    def events_file(self) -> Path:
+        """One `Event` a line."""
+        return self.folder / "events.jsonl"
+
     def manifest(self) -> Manifest | None:
         """The manifest of a finished run, None for one that is not finished."""
-        return read_manifest(self.folder)
+        return Manifest.read(self.folder / "manifest.json")
+
+    def lineage(self) -> Lineage | None:
+        """What the run in the folder is made from, None where none has begun."""
+        return Lineage.read(self.folder / "lineage.json")
+
+    def state(self) -> State:
+        """What became of the run, by what lies in its folder."""
+        if self.manifest() is not None:
+            return "finished"
+        if held_by(self.lease) is not None:
+            return "running"
+        for event in reversed(self.events()):
+            if event.kind in ("stopped", "failed"):
+                return event.kind
+            if event.kind in ("started", "resumed", "interrupted"):
+                break
+        return "interrupted"
 
     def make_runs_dir(self) -> None:
         """Make the folder that keeps all runs.
@@ -93,55 +159,83 @@ class Run:
         """
         try:
             self.runs_dir.mkdir(parents=True, exist_ok=True)
-            problem = None if os.access(self.runs_dir, os.W_OK) else "not writable"
+            problem = "not writable" if is_local(self.runs_dir) and not os.access(self.runs_dir, os.W_OK) else None
         except OSError as error:
             problem = error.strerror
         if problem:
             raise RunError(f"runs_dir = {str(self.runs_dir)!r}: {problem}; expected a writable folder")
 
-    def begin(self, recipe: Recipe) -> None:
-        """Make the folder anew with config.json; what an unfinished run left is removed."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self.make_runs_dir()
-        self.folder.mkdir(parents=True)
-        write_json(self.folder / "config.json", recipe.model_dump(mode="json"))
+    def begin(self, recipe: Recipe, lineage: Lineage) -> None:
+        """Make the folder, or take up the one that an earlier command left; the caller holds the lease.
+
+        Raises:
+            RunError: the folder is another run's.
+        """
+        found = self.lineage()
+        if found is None:
+            self.withdraw()
+            write_json(self.folder / "config.json", recipe.model_dump(mode="json"))
+            lineage.write(self.folder / "lineage.json")
+            self.note("started", "")
+            return
+        if (found.name, found.hash) != (self.name, self.hash):
+            raise RunError(
+                f"{self.folder}: the folder of another run ({found.name}, hash {found.hash[:16]}), not of {self.name} "
+                f"({self.hash[:16]}); move it away, or give this recipe another name"
+            )
+        now = lineage.versions
+        changed = [f"{key} {old} -> {now.get(key)}" for key, old in found.versions.items() if now.get(key) != old]
+        self.note("resumed", "")
+        if changed:
+            self.note("warning", f"resumed under other versions, results may differ: {', '.join(changed)}")
 
     def withdraw(self) -> None:
-        """Remove the folder of a run that was stopped before it had anything to log."""
-        if not self.metrics_file.exists():
-            shutil.rmtree(self.folder)
+        """Empty the folder of a run that has nothing to go on from, but for the lease."""
+        if self.folder.exists():
+            for path in self.folder.iterdir():
+                if path != self.lease:
+                    remove(path)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+        append_text(self.metrics_file, json.dumps(metrics) + "\n")
 
     def metrics(self) -> list[dict[str, float]]:
         """All whole lines of metrics.jsonl, in order; a line that is being written is left for later."""
-        if not self.metrics_file.exists():
-            return []
-        text = self.metrics_file.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]
+        return [json.loads(line) for line in whole_lines(self.metrics_file)]
 
-    def finish(self, *, data: str, model: str, parent: str | None) -> Manifest:
+    def rewind(self, lines: int) -> None:
+        """Keep only the first lines of metrics.jsonl: those of the checkpoint that the run goes on from."""
+        write_whole(self.metrics_file, "".join(f"{line}\n" for line in whole_lines(self.metrics_file)[:lines]))
+
+    def note(self, kind: EventKind, message: str, *, step: int | None = None) -> None:
+        """Append to events.jsonl; the same warning of the same step, met again after a resume, only once."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        event = Event(kind=kind, message=message, step=step, time=now)
+        if kind == "warning" and any(event == old.model_copy(update={"time": now}) for old in self.events()):
+            return
+        append_text(self.events_file, event.model_dump_json(exclude_none=True) + "\n")
+
+    def events(self) -> list[Event]:
+        """What happened to the run, in order."""
+        return [Event.model_validate_json(line) for line in whole_lines(self.events_file)]
+
+    def finish(self, lineage: Lineage) -> Manifest:
         """Write the manifest: from now on the run is finished."""
         last: dict[str, float] = {}
         for line in self.metrics():
             last.update(line)
+        others = (manifest.number for manifest in _manifests(self.runs_dir, self.recipe))
         manifest = Manifest(
-            name=self.name,
-            recipe=self.recipe,
-            hash=self.hash,
-            data=data,
-            model=model,
-            parent=parent,
-            versions={name: metadata.version(name) for name in _PACKAGES},
+            **lineage.model_dump(),
             metrics=last,
             files=folder_files(self.final),
-            finished=datetime.now(UTC).isoformat(timespec="microseconds"),
+            failures=sum(event.kind == "worker lost" for event in self.events()),
+            number=1 + max(others, default=0),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
+        self.note("finished", "")
+        manifest.write(self.folder / "manifest.json")
         return manifest
 
 
@@ -149,7 +243,22 @@ def run_of(recipe: Recipe, *, data: str, model: str) -> Run:
     """The run that a recipe stands for, given the hashes of its data and of the model that it starts from."""
     settings = recipe.result_settings()
     identity = {"version": SETTINGS_VERSION, "settings": settings, "data": data, "model": model}
-    return Run(Path(recipe.runs_dir).absolute(), recipe.name, json_hash(identity))
+    return Run(place(recipe.runs_dir), recipe.name, json_hash(identity))
+
+
+def all_runs(runs_dir: Path) -> list[Run]:
+    """Every run in a runs folder, begun or finished, in the order of their names."""
+
+    def below(folder: Path) -> Iterator[Run]:
+        lineage = Lineage.read(folder / "lineage.json")
+        if lineage is not None:
+            yield Run(runs_dir, lineage.recipe, lineage.hash)
+            return
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.name.startswith("."):
+                yield from below(path)
+
+    return list(below(runs_dir)) if runs_dir.is_dir() else []
 
 
 def find_run(runs_dir: Path, name: str) -> Manifest:
@@ -160,26 +269,66 @@ def find_run(runs_dir: Path, name: str) -> Manifest:
     """
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise RunError(f"run:{name}: no name of a recipe or run; expected one such as run:quickstart/sft")
-    folders = [runs_dir / name, *runs_dir.glob(f"{glob.escape(name)}-{_HASH_DIGITS}")]
-    found = [manifest for folder in folders if (manifest := read_manifest(folder)) is not None]
+    found = list(_manifests(runs_dir, name))
     if found:
-        return max(found, key=lambda manifest: manifest.finished)
-    unfinished = [folder.name for folder in folders if (folder / "config.json").is_file()]
+        newest = max(found, key=lambda manifest: manifest.number)
+        _check_final(runs_dir / newest.name / "final", newest)
+        return newest
+    unfinished = [folder.name for folder in _folders(runs_dir, name) if (folder / "lineage.json").is_file()]
     state = f"{', '.join(unfinished)} is not finished; train it to its end" if unfinished else "train that recipe first"
     raise RunError(f"run:{name}: no finished run of this name in {runs_dir}; {state}")
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in a run's folder, None if there is none.
+def _folders(runs_dir: Path, name: str) -> list[Path]:
+    return [runs_dir / name, *runs_dir.glob(f"{glob.escape(name)}-{_HASH_DIGITS}")]
+
+
+def _manifests(runs_dir: Path, name: str) -> Iterator[Manifest]:
+    for folder in _folders(runs_dir, name):
+        manifest = Manifest.read(folder / "manifest.json")
+        if manifest is None:
+            continue
+        if manifest.name != str(folder.relative_to(runs_dir)):
+            raise RunError(f"{folder}: its manifest is that of {manifest.name}; move the folder back to its place")
+        yield manifest
+
+
+def _check_final(final: Path, manifest: Manifest) -> None:
+    for name, file in manifest.files.items():
+        path = final / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != file["size"]:
+            found = "is missing" if size is None else f"has {size:,} bytes"
+            raise RunError(
+                f"{path}: {found}, its run's manifest says {file['size']:,}; put the file back, or remove "
+                f"{final.parent} and train it again"
+            )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of the packages that may change a result; of this code also the hash of its files."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted(here.rglob("*.py")):
+        digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes() + b"\0")
+    return found | {"slime-ray": f"{found['slime-ray']}+{digest.hexdigest()[:8]}"}
+
+
+def read_recipe(run: Run) -> Recipe:
+    """The recipe as it was when the run began.
 
     Raises:
-        RunError: the file is no manifest.
+        RunError: config.json is missing or is no recipe.
     """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        return None
+    path = run.folder / "config.json"
     try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        reason = error.errors(include_url=False)[0]
-        raise RunError(f"{path}: {'.'.join(map(str, reason['loc'])) or 'the file'}: {reason['msg']}") from None
+        return Recipe.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        raise RunError(f"{path}: no recipe ({str(error).splitlines()[0]}); put the original back") from None

@@ -1,21 +1,94 @@
-"""Files on a local folder: hashed by content, written whole or not at all."""
+"""Files in a local folder or behind an fsspec URL: hashed by content, written whole or not at all.
+
+A place is a `pathlib.Path`, or for a URL a `UPath`, which has the same methods. What only one of the two can do
+(replace a file in one step, create it exclusively, say how much room is left) is here and nowhere else.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from upath import UPath
+
+from slime_ray.errors import StorageError
+
+# What is wrong with a disk, not with the program.
+_DISK = {
+    errno.ENOSPC: "there is no space left on the disk; free some, or set runs_dir to another disk",
+    errno.EDQUOT: "the disk quota is used up; free some space, or set runs_dir to another disk",
+    errno.EROFS: "the disk is read-only; set runs_dir to a folder that can be written",
+    errno.EACCES: "permission denied; set runs_dir to a folder that can be written",
+    errno.EPERM: "it must not be changed; set runs_dir to a folder that can be written",
+    errno.EIO: "the disk does not answer; look at it, or set runs_dir to another disk",
+    errno.ENOTDIR: "a part of this path is a file; set runs_dir to a folder that can be written",
+}
+
+
+def place(name: str | Path) -> Path:
+    """The absolute path of a local name, or what a URL such as s3://bucket/runs names."""
+    if isinstance(name, str) and "://" in name:
+        return cast(Path, UPath(name))
+    return Path(name).expanduser().absolute() if isinstance(name, str) else name
+
+
+def is_local(path: Path) -> bool:
+    """Whether a place is on a disk of this machine, or one that looks like it."""
+    return isinstance(path, Path)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a full, read-only or foreign disk raises inside into one sentence about a place.
+
+    Raises:
+        StorageError: such an error came; any other passes through.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else _number(error)
+        if number not in _DISK:
+            raise
+        where = getattr(error, "filename", None) or path
+        raise StorageError(f"{where}: {_DISK[number]}; what was finished is kept, the same command goes on") from None
+
+
+def _number(error: Exception) -> int | None:
+    """The system's error number in a message that has no field for it."""
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; once this returns it survives a loss of power."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_local(path):
+        path.write_bytes(data)
+        return
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with neighbour.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        neighbour.replace(path)
+    finally:
+        neighbour.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: into a neighbour first, which then takes its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
-    neighbour.write_text(text, encoding="utf-8")
-    os.replace(neighbour, path)
+    """Write a text file whole or not at all."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -23,10 +96,84 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def create(path: Path, data: bytes) -> bool:
+    """Write a file that is not there yet; False where someone else was first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if is_local(path):
+            with path.open("xb") as file:
+                file.write(data)
+        else:
+            remote = cast(UPath, path)
+            remote.fs.pipe_file(remote.path, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that end with a line break: one that is being written is left for later."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [line for line in text[: text.rfind("\n") + 1].split("\n") if line]
+
+
+def flush(path: Path) -> None:
+    """Have a local file survive a loss of power."""
+    if is_local(path):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it is there."""
+    if is_local(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    elif path.exists():
+        remote = cast(UPath, path)
+        remote.fs.rm(remote.path, recursive=True)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder unless something is in it."""
+    if is_local(folder) and folder.is_dir():
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def free_bytes(path: Path) -> int | None:
+    """Room left where a folder lies; None where nobody says so, as in an object store."""
+    return shutil.disk_usage(path).free if is_local(path) else None
+
+
+def used_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+
+
+def size_text(size: float) -> str:
+    """A number of bytes as people read it, in units of 1,000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"
+
+
 def file_hash(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
 
 
 def folder_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,9 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from slime_ray.config.checkpoint import CheckpointConfig
 from slime_ray.config.data import DataConfig
+from slime_ray.config.guard import GuardConfig
 from slime_ray.config.lora import LoraConfig
 from slime_ray.config.loss import LossConfig, SlimeLossConfig
 from slime_ray.config.model import ModelConfig
@@ -29,6 +31,8 @@ class Recipe(Section):
     loss: LossConfig = SlimeLossConfig()
     lora: LoraConfig | None = None
     training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), json_schema_extra=PLACE)
+    guard: GuardConfig = Field(default=GuardConfig(), json_schema_extra=PLACE)
 
     @model_validator(mode="before")
     @classmethod

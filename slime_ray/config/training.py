@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from slime_ray.config.section import PLACE, Section
 
@@ -32,9 +32,36 @@ class TrainingConfig(Section):
         default=16384, ge=1, description="what memory depends on; the result does not", json_schema_extra=PLACE
     )
     padding_side: Literal["right", "left"] = Field(default="right", json_schema_extra=PLACE)
-    num_workers: int = Field(
-        default=1, ge=0, description="Ray Train workers; 0 trains in this process without Ray", json_schema_extra=PLACE
+    num_workers: int | tuple[int, int] = Field(
+        default=1,
+        description="Ray Train workers; 0 trains in this process without Ray; [fewest, most] follows the cluster",
+        json_schema_extra=PLACE,
     )
     cpus_per_worker: int = Field(default=1, ge=1, description="cores and threads of a worker", json_schema_extra=PLACE)
     use_gpu: bool = Field(default=False, description="one GPU for each worker", json_schema_extra=PLACE)
     log_every: int = Field(default=1, ge=1, description="steps between lines of metrics.jsonl", json_schema_extra=PLACE)
+    max_failures: int = Field(
+        default=3, ge=0, description="lost workers after which a command gives up", json_schema_extra=PLACE
+    )
+    hang_minutes: float = Field(
+        default=10.0,
+        gt=0.0,
+        description="a worker that is silent for so long is taken for lost",
+        json_schema_extra=PLACE,
+    )
+
+    @field_validator("num_workers", mode="plain")
+    @classmethod
+    def _one_number_or_two(cls, value: Any) -> int | tuple[int, int]:
+        numbers = [value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+        if whole and len(numbers) == 1 and numbers[0] >= 0 and isinstance(value, int):
+            return numbers[0]
+        if whole and len(numbers) == 2 and 1 <= numbers[0] <= numbers[1]:
+            return (numbers[0], numbers[1])
+        raise ValueError("expected a whole number from 0, or [fewest, most] from 1")
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that a cluster must have room for."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]

@@ -18,7 +18,7 @@ from slime_ray.config.lora import LoraConfig
 from slime_ray.data.collation import MicroBatch
 from slime_ray.errors import ModelError
 from slime_ray.model.lora import add_lora
-from slime_ray.model.token_logps import token_logps
+from slime_ray.model.token_logps import token_logps, token_logps_and_entropies
 
 
 class Policy:
@@ -48,6 +48,18 @@ class Policy:
 
     def completion_logps(self, batch: MicroBatch) -> Tensor:
         """log pi(token | context) of every completion token of the micro-batch, in nats, shape (N,)."""
+        weight_VD, bias_V = head_parameters(self.plain)
+        return token_logps(self._hidden(batch), weight_VD, batch.targets_N, bias_V=bias_V)
+
+    @torch.no_grad()
+    def completion_logps_and_entropies(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """The same log-probabilities and the entropy of the distribution that predicts each token, both in nats and of
+        shape (N,), from one forward pass without gradient."""
+        weight_VD, bias_V = head_parameters(self.plain)
+        return token_logps_and_entropies(self._hidden(batch), weight_VD, batch.targets_N, bias_V=bias_V)
+
+    def _hidden(self, batch: MicroBatch) -> Tensor:
+        """The body's last hidden states at the positions that predict the completion tokens, (N, D)."""
         with torch.autocast("cuda", torch.bfloat16) if self._bf16 else nullcontext():
             hidden_SLD = body(self.plain)(
                 input_ids=batch.input_ids_SL,
@@ -55,10 +67,7 @@ class Policy:
                 position_ids=batch.position_ids_SL,
             ).last_hidden_state
         hidden_ND = hidden_SLD.flatten(0, 1)[batch.predict_N]
-        if self._bf16:
-            hidden_ND = hidden_ND.bfloat16()
-        weight_VD, bias_V = head_parameters(self.plain)
-        return token_logps(hidden_ND, weight_VD, batch.targets_N, bias_V=bias_V)
+        return hidden_ND.bfloat16() if self._bf16 else hidden_ND
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens from hidden states, without ever holding the logits.
+"""Log-probabilities of given tokens, and entropies, from hidden states, without ever holding the logits.
 
 Axes: N completion tokens, C tokens of one chunk, D hidden size, V vocabulary.
 """
@@ -32,19 +32,43 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, bias
     return _TokenLogps.apply(hidden_ND, weight_VD, bias_V, targets_N)  # pyright: ignore[reportReturnType]
 
 
+@torch.no_grad()
+def token_logps_and_entropies(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, bias_V: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `token_logps` gives, and the entropy of each softmax in nats, from one pass of the head; no gradient.
+
+    Args:
+        hidden_ND, weight_VD, targets_N, bias_V: as for `token_logps`.
+
+    Returns:
+        logps_N and entropies_N (from 0 to log V), in float32, or float64 if the hidden states are.
+    """
+    dtype = _result_dtype(hidden_ND)
+    logps_N = torch.empty(len(targets_N), dtype=dtype, device=hidden_ND.device)
+    entropies_N = torch.empty_like(logps_N)
+    compute_VD = weight_VD.to(hidden_ND.dtype)
+    for chunk in _chunks(len(targets_N), len(weight_VD)):
+        logits_CV = _logits(hidden_ND[chunk], compute_VD, bias_V, dtype)
+        logps_N[chunk], normalizer_C = _logps(logits_CV, targets_N[chunk])
+        # In place of the logits, so that no second chunk is made; entr is -p log p, and 0 at p = 0.
+        probabilities_CV = logits_CV.sub_(normalizer_C[:, None]).exp_()
+        entropies_N[chunk] = torch.special.entr(probabilities_CV, out=probabilities_CV).sum(-1)
+    return logps_N, entropies_N
+
+
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor
     ) -> Tensor:
-        dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+        dtype = _result_dtype(hidden_ND)
         logps_N = torch.empty(len(targets_N), dtype=dtype, device=hidden_ND.device)
         normalizer_N = torch.empty_like(logps_N)
         compute_VD = weight_VD.to(hidden_ND.dtype)
         for chunk in _chunks(len(targets_N), len(weight_VD)):
             logits_CV = _logits(hidden_ND[chunk], compute_VD, bias_V, dtype)
-            normalizer_N[chunk] = torch.logsumexp(logits_CV, dim=-1)
-            logps_N[chunk] = logits_CV.gather(1, targets_N[chunk, None]).squeeze(1) - normalizer_N[chunk]
+            logps_N[chunk], normalizer_N[chunk] = _logps(logits_CV, targets_N[chunk])
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normalizer_N)
         return logps_N
 
@@ -75,6 +99,16 @@ class _TokenLogps(torch.autograd.Function):
 def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, dtype: torch.dtype) -> Tensor:
     logits_CV = (hidden_CD @ weight_VD.T).to(dtype)
     return logits_CV if bias_V is None else logits_CV.add_(bias_V)
+
+
+def _logps(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    """The targets' log-probabilities and the logarithms of the softmax's denominators, both (C,)."""
+    normalizer_C = torch.logsumexp(logits_CV, dim=-1)
+    return logits_CV.gather(1, targets_C[:, None]).squeeze(1) - normalizer_C, normalizer_C
+
+
+def _result_dtype(hidden_ND: Tensor) -> torch.dtype:
+    return torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
 
 
 def _chunks(tokens: int, vocabulary: int) -> list[slice]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 
 # Gradients travel in buckets of about this many numbers, so that no second copy of them all is made.
 _BUCKET_ELEMENTS = 16 * 1024 * 1024
+
+
+class LostTouchError(RuntimeError):
+    """Another worker did not take part: it died, or the network did."""
 
 
 def rank() -> int:
@@ -33,7 +38,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for bucket in _buckets(parameters):
         gradients = [parameter.grad for parameter in bucket]
         flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
-        dist.all_reduce(flat)
+        with _together():
+            dist.all_reduce(flat)
         for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
             assert parameter.grad is not None
             parameter.grad.copy_(part.view_as(parameter))
@@ -42,7 +48,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def sum_values(values: Tensor) -> Tensor:
     """A tensor's sum over the workers."""
     if world() > 1:
-        dist.all_reduce(values)
+        with _together():
+            dist.all_reduce(values)
     return values
 
 
@@ -51,14 +58,44 @@ def gather(value: Any) -> list[Any]:
     gathered: list[Any] = [value]
     if world() > 1:
         gathered = [None] * world()
-        dist.all_gather_object(gathered, value)
+        with _together():
+            dist.all_gather_object(gathered, value)
     return gathered
+
+
+def broadcast(value: Any) -> Any:
+    """The first worker's value."""
+    carried = [value]
+    if world() > 1:
+        with _together():
+            dist.broadcast_object_list(carried)
+    return carried[0]
+
+
+def largest(value: int) -> int:
+    """The greatest of the workers' numbers."""
+    if world() == 1:
+        return value
+    number = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    with _together():
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
 
 
 def wait_for_all() -> None:
     """Return once every worker has come here."""
     if world() > 1:
-        dist.barrier()
+        with _together():
+            dist.barrier()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Tell what the process group raises when a worker is gone from a mistake of the program."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostTouchError(str(error)) from error
 
 
 def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -1,54 +1,130 @@
-"""The one file that knows Ray Train: a stage on its workers, or in this process."""
+"""The one file that knows Ray Train: a stage on its workers, or in this process, whatever befalls them."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
+import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slime_ray import lease as leases
 from slime_ray.config.recipe import Recipe
 from slime_ray.data.batching import total_steps
 from slime_ray.data.token_cache import PreparedData, open_tokens
-from slime_ray.errors import ClusterError, SlimeRayError
+from slime_ray.errors import ClusterError, GuardError, Interrupted, SlimeRayError
+from slime_ray.lease import Lease, LeaseReader
 from slime_ray.runs import Run
+from slime_ray.storage import disk_errors
 from slime_ray.training.progress import Progress
+from slime_ray.training.signals import on_signal
 from slime_ray.training.stage import Stage, prepare, resolve
 
 if TYPE_CHECKING:
-    from ray.train import Result
+    from slime_ray.training.loop import Ending
+
+# Between looks at what the main thread waits for, so that it hears signals.
+_LOOK_S = 0.2
+# Between looks at which nodes the cluster is about to take away.
+_PREEMPTION_LOOK_S = 5.0
 
 
-def train(recipe: Recipe) -> Run:
-    """Train a recipe and return its run; a finished run is returned as it is.
+class LostWorkers(Exception):  # noqa: N818, what happened, not whose mistake
+    """Workers died, froze or lost touch; `ranks` says what befell each."""
+
+    def __init__(self, ranks: Mapping[int, str]) -> None:
+        super().__init__("; ".join(f"worker {rank} {fate}" for rank, fate in sorted(ranks.items())))
+
+
+def train(recipe: Recipe, *, wait: bool = False) -> Run:
+    """Train a recipe and return its run: a finished one as it is, one that was begun from its last checkpoint.
 
     `training.num_workers` is the number of Ray Train workers; 0 trains in this process and loads no Ray. Without a
     cluster at hand (RAY_ADDRESS, or one on this machine) a local one is started and stopped again.
 
+    Args:
+        recipe: what to train.
+        wait: where another process trains this run, wait for it; otherwise leave.
+
     Raises:
-        SlimeRayError: a mistake of the user, also one found inside a worker; the cluster cannot place the workers.
+        SlimeRayError: a mistake of the user, also one found inside a worker; the cluster cannot place the workers; the
+            guard stopped the run; another process holds it.
+        Interrupted: SIGTERM or Ctrl-C came; the run was checkpointed.
     """
     stage = resolve(recipe)
-    if stage.run.manifest() is not None:
-        return stage.run
+    run = stage.run
+    if run.manifest() is not None:
+        return run
     prepared = prepare(stage)
-    steps = total_steps(len(prepared.train), recipe.training)
-    stage.run.begin(recipe)
-    try:
-        with Progress(stage.run, steps=steps):
-            if recipe.training.num_workers == 0:
-                _train_here(stage, prepared)
-            else:
-                _train_on_ray(stage, prepared.folder)
-    finally:
-        stage.run.withdraw()
-    return stage.run
+    with disk_errors(run.folder), leases.acquire(run.lease, what=run.name, wait=wait, say=_say) as lease:
+        if run.manifest() is None:  # whoever was waited for may have finished it
+            _refuse_stopped(stage)
+            try:
+                run.begin(recipe, stage.lineage())
+                ending = _watched(stage, prepared, lease)
+            except SlimeRayError as error:
+                if run.metrics():
+                    run.note("failed", str(error))
+                else:
+                    run.withdraw()
+                    lease.forget()
+                raise
+            _raise_unfinished(stage, ending)
+    return run
 
 
-def _train_here(stage: Stage, prepared: PreparedData) -> None:
+def _watched(stage: Stage, prepared: PreparedData, lease: Lease) -> Ending:
+    """Train, showing how far it is, and heeding the wish to stop."""
+
+    def stop() -> None:
+        _say("stopping after this step, with a checkpoint; once more ends it at once")
+        lease.ask("stop")
+
+    steps = total_steps(len(prepared.train), stage.recipe.training)
+    with Progress(stage.run, steps=steps), on_signal(stop):
+        if stage.recipe.training.num_workers == 0:
+            return _train_here(stage, prepared, lease)
+        return _train_on_ray(stage, prepared.folder, lease)
+
+
+def _raise_unfinished(stage: Stage, ending: Ending) -> None:
+    from slime_ray.training.loop import Ending
+
+    run = stage.run
+    if ending is Ending.INTERRUPTED:
+        step = max((int(line["step"]) for line in run.metrics()), default=0)
+        run.note("interrupted", "", step=step)
+        raise Interrupted(f"{run.name}: stopped after step {step}; the same command goes on from there")
+    if ending is Ending.STOPPED:
+        _refuse_stopped(stage)
+
+
+def _refuse_stopped(stage: Stage) -> None:
+    """Say why the guard stopped a run; with another `guard.action` the run may go on.
+
+    Raises:
+        GuardError: the guard stopped the run.
+    """
+    run = stage.run
+    if stage.recipe.guard.action != "stop" or not run.events_file.exists() or run.state() != "stopped":
+        return
+    event = next(event for event in reversed(run.events()) if event.kind == "stopped")
+    raise GuardError(
+        f"{run.name} was stopped by the guard after step {event.step}: {event.message} "
+        f"Its best checkpoint is kept as a model in {run.best}; with guard.action=warn the same command goes on"
+    )
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _train_here(stage: Stage, prepared: PreparedData, lease: Lease) -> Ending:
     import torch
 
     from slime_ray.training.worker import run_stage
@@ -57,15 +133,40 @@ def _train_here(stage: Stage, prepared: PreparedData) -> None:
     if use_gpu and not torch.cuda.is_available():
         raise ClusterError("training.use_gpu = true, but torch finds no GPU on this machine; set it to false")
     device = torch.device("cuda" if use_gpu else "cpu")
-    run_stage(stage, prepared, device=device, report=lambda _: None)
+    return run_stage(stage, prepared, lease, device=device, report=lambda _: None)
 
 
-def _train_on_ray(stage: Stage, tokens: Path) -> None:
+def _train_on_ray(stage: Stage, tokens: Path, lease: Lease) -> Ending:
+    """Train on Ray's workers; when some are lost, go on from the last checkpoint with new ones.
+
+    Raises:
+        ClusterError: workers were lost more often than `training.max_failures` allows.
+    """
+    lost = 0
+    with _connected(stage) as cluster:
+        while True:
+            _check_resources(stage, [node["Resources"] for node in cluster.nodes() if node["Alive"]])
+            try:
+                return _attempt(stage, tokens, lease)
+            except LostWorkers as error:
+                lost += 1
+                stage.run.note("worker lost", str(error))
+                allowed = stage.recipe.training.max_failures
+                if lost > allowed:
+                    raise ClusterError(
+                        f"{stage.run.name}: {error}. That was failure {lost} of this command, training.max_failures = "
+                        f"{allowed}; look at these workers' nodes, the same command goes on from the last checkpoint"
+                    ) from None
+                _say(f"{error}; failure {lost} of {allowed} allowed, going on from the last checkpoint")
+
+
+@contextmanager
+def _connected(stage: Stage) -> Iterator[Any]:
+    """Ray, connected to the cluster at hand; one that is started here is stopped again."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
-    settings = stage.recipe.training
+    # Ray finds a frozen worker by itself, once it is told how long to wait; it reads this when a fit begins.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(60 * stage.recipe.training.hang_minutes)
     started = not ray.is_initialized()
     if started:
         try:
@@ -74,45 +175,118 @@ def _train_on_ray(stage: Stage, tokens: Path) -> None:
             address = os.environ.get("RAY_ADDRESS", "")
             raise ClusterError(f"RAY_ADDRESS = {address!r}: no Ray cluster answers there ({error})") from None
     try:
-        _check_resources(stage, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        # Ray wants a folder that every node sees; the runs folder is one.
-        with tempfile.TemporaryDirectory(prefix=".ray-", dir=stage.run.runs_dir) as storage:
-            trainer = TorchTrainer(
-                _worker,
-                train_loop_config={"stage": stage, "tokens": tokens},
-                scaling_config=ScalingConfig(
-                    num_workers=settings.num_workers,
-                    use_gpu=settings.use_gpu,
-                    resources_per_worker=_worker_resources(stage),
-                ),
-                # Our run folder is the only truth; Ray gets metrics, no checkpoints, and a fresh name each time.
-                run_config=RunConfig(
-                    name=f"{Path(stage.run.name).name}-{uuid.uuid4().hex[:8]}",
-                    storage_path=storage,
-                    failure_config=FailureConfig(max_failures=0),
-                ),
-            )
-            _fit(trainer)
+        yield ray
     finally:
         if started:
             ray.shutdown()
 
 
-def _fit(trainer: Any) -> Result:
-    """Run a trainer; what the user got wrong inside a worker comes back as it was raised there."""
+def _attempt(stage: Stage, tokens: Path, lease: Lease) -> Ending:
+    """One group of workers, to the loop's end or theirs.
+
+    Raises:
+        LostWorkers: some died, froze or lost touch.
+        SlimeRayError: what the user got wrong, as it was raised inside a worker.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from slime_ray.training.loop import Ending
+
+    settings = stage.recipe.training
+    # Ray wants a folder that every node sees; the runs folder is one.
+    with tempfile.TemporaryDirectory(prefix=".ray-", dir=stage.run.runs_dir) as storage:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"stage": stage, "tokens": tokens, "lease": lease.number},
+            scaling_config=ScalingConfig(
+                num_workers=settings.num_workers,
+                use_gpu=settings.use_gpu,
+                resources_per_worker=_worker_resources(stage),
+            ),
+            # Our run folder is the only truth; Ray gets metrics, no checkpoints, and a fresh name each time.
+            run_config=RunConfig(
+                name=f"{Path(stage.run.name).name}-{uuid.uuid4().hex[:8]}",
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
+        return Ending(_fit(trainer, lease))
+
+
+def _fit(trainer: Any, lease: Lease) -> int:
+    """Run a trainer in a thread of its own, so that this one hears signals; Ray then leaves them alone too."""
     from ray.train import WorkerGroupError
 
+    outcome: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit().return_value)
+        except Exception as error:  # raised again below, in the thread that waits
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread.start()
+    with _preemption_watch(lease):
+        while thread.is_alive():
+            thread.join(_LOOK_S)
+    if isinstance(outcome[0], WorkerGroupError):
+        _raise_cause(outcome[0].worker_failures)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _raise_cause(failures: Mapping[int, Exception]) -> None:
+    """Tell the user's mistakes, the program's and lost workers apart: only the last are worth another try."""
+    from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+
+    from slime_ray.training.collective import LostTouchError
+
+    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in failures.items()}
+    fates = {}
+    for rank, cause in sorted(causes.items()):
+        if isinstance(cause, SlimeRayError):
+            raise cause from None
+        if isinstance(cause, WorkerHealthCheckTimeoutError):
+            fates[rank] = "hangs and did not answer"
+        elif isinstance(cause, WorkerHealthCheckFailedError | RayActorError):
+            fates[rank] = "died"
+        elif isinstance(cause, LostTouchError):
+            fates[rank] = "lost touch with the others"
+    programs = [cause for rank, cause in causes.items() if rank not in fates]
+    if programs:
+        raise programs[0]
+    raise LostWorkers(fates)
+
+
+@contextmanager
+def _preemption_watch(lease: Lease) -> Iterator[None]:
+    """Inside, a checkpoint is asked for whenever the cluster says that it will take a node away."""
+    from ray._private.state import state
+
+    ended = threading.Event()
+
+    def watch() -> None:
+        known: set[str] = set()
+        while not ended.wait(_PREEMPTION_LOOK_S):
+            draining = set(state.get_draining_nodes())
+            if draining - known:
+                lease.ask("checkpoint")
+            known = draining
+
+    thread = threading.Thread(target=watch, name="preemption", daemon=True)
+    thread.start()
     try:
-        return trainer.fit()
-    except WorkerGroupError as error:
-        causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
-        mistakes = [cause for cause in causes if isinstance(cause, SlimeRayError)]
-        if mistakes:
-            raise mistakes[0] from None
-        raise
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(config: dict[str, Any]) -> int:
     import ray.train
     import torch
     from ray.train.torch import get_device
@@ -128,7 +302,8 @@ def _worker(config: dict[str, Any]) -> None:
             ray.train.report(metrics)
 
     device: Any = get_device()
-    run_stage(stage, open_tokens(config["tokens"]), device=device, report=report)
+    orders = LeaseReader(stage.run.lease, config["lease"])
+    return run_stage(stage, open_tokens(config["tokens"]), orders, device=device, report=report)
 
 
 def _worker_resources(stage: Stage) -> dict[str, float]:
@@ -142,7 +317,7 @@ def _check_resources(stage: Stage, nodes: Sequence[Mapping[str, float]]) -> None
     Raises:
         ClusterError: the nodes have too few CPUs or GPUs for the workers, together or each for itself.
     """
-    workers = stage.recipe.training.num_workers
+    workers = stage.recipe.training.fewest_workers
     needed = _worker_resources(stage)
     cluster = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}
     for kind, each in needed.items():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,14 +15,35 @@ from slime_ray.config.training import TrainingConfig
 from slime_ray.data.batching import global_batch, steps_per_epoch, total_steps
 from slime_ray.errors import NonFiniteError
 from slime_ray.model.policy import Policy
-from slime_ray.training.collective import gather, sum_gradients
+from slime_ray.training.checkpoint import LoopState
+from slime_ray.training.collective import gather, rank, sum_gradients
 from slime_ray.training.measurement import Loss, TokenizedRows, completion_logps, measure
 from slime_ray.training.optimizer import make_optimizer
 
 # At most so many pairs are named in the message about a non-finite loss.
 _NAMED_PAIRS = 8
 
-Report = Callable[[dict[str, float]], None]
+
+class Ending(IntEnum):
+    """How a loop ended. Of several workers' endings the greatest counts."""
+
+    FINISHED = 1
+    INTERRUPTED = 2
+    STOPPED = 3
+    FAILED = 4
+
+
+class Keeper(Protocol):
+    """What keeps a loop's state and metrics; every worker has one."""
+
+    def resume(self, state: LoopState) -> None:
+        """Put the state that was kept last into the loop, in place."""
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Keep a line of metrics."""
+
+    def after_step(self, state: LoopState, evaluation: dict[str, float], *, last: bool = False) -> Ending | None:
+        """Keep what is due; the same answer on every worker, None to go on."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,7 @@ class Training:
         policy: the model.
         loss: the objective with its settings.
         adapter_off: the objective's reference is the policy without its adapters.
+        floor: log-probability in nats below which a held-out rejected token counts as collapsed.
         train, held_out: tokenised rows; no evaluation where held_out is None.
         settings: of the optimizer and the batch.
     """
@@ -39,58 +62,78 @@ class Training:
     policy: Policy
     loss: Loss
     adapter_off: bool
+    floor: float
     train: TokenizedRows
     held_out: TokenizedRows | None
     settings: TrainingConfig
 
 
-def run_loop(training: Training, report: Report) -> None:
-    """Train to the end; every worker calls this, every worker's `report` gets the same metrics.
+def run_loop(training: Training, keeper: Keeper) -> Ending:
+    """Train to the end, or to where the keeper ends it; every worker calls this.
 
-    Held-out pairs are measured before the first step, every `eval_every` steps and after the last one.
+    A run that was trained before goes on from its newest sound checkpoint. Held-out pairs are measured before the
+    first step, every `eval_every` steps and after the last one.
 
     Raises:
         NonFiniteError: a loss or gradient was not finite; the step was not taken.
+        SlimeRayError: what the first worker keeps could not be written.
     """
     settings = training.settings
     steps = total_steps(len(training.train), settings)
     parameters = training.policy.trained()
     optimizer, schedule = make_optimizer(parameters, settings, steps=steps)
-    tokens = 0
-    _evaluate(training, report, step=0)
-    for step in range(steps):
-        started = time.perf_counter()
-        rows = global_batch(len(training.train), settings, step=step)
-        metrics = _measure(training, rows, training.train, backward=True)
-        sum_gradients(parameter for _, parameter in parameters)
-        norm = torch.nn.utils.get_total_norm([p.grad for _, p in parameters if p.grad is not None])
-        if not (math.isfinite(metrics["loss"]) and torch.isfinite(norm)):
-            raise NonFiniteError(_name_pairs(training, rows, step=step))
-        if settings.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_((p for _, p in parameters), settings.max_grad_norm, norm)
-        metrics |= {"grad_norm": norm.item(), "learning_rate": float(schedule.get_last_lr()[0])}
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-
-        done = step + 1
-        step_tokens = int(training.train.lengths.tokens[rows].sum())
-        tokens += step_tokens
-        seconds = time.perf_counter() - started
-        if done % settings.log_every == 0 or done == steps:
-            report(
-                {"step": done, "epoch": done / steps_per_epoch(len(training.train), settings)}
-                | metrics
-                | {"num_tokens": tokens}
-                | {"tokens_per_second": step_tokens / seconds, "pairs_per_second": len(rows) / seconds}
-            )
-        if done == steps or (settings.eval_every and done % settings.eval_every == 0):
-            _evaluate(training, report, step=done)
+    state = LoopState(parameters, optimizer, schedule)
+    keeper.resume(state)
+    ending = keeper.after_step(state, _evaluate(training, keeper, step=0)) if state.step == 0 else None
+    while ending is None and state.step < steps:
+        metrics = _step(training, state)
+        if state.step % settings.log_every == 0 or state.step == steps:
+            keeper.log(metrics)
+        evaluated: dict[str, float] = {}
+        if state.step == steps or (settings.eval_every and state.step % settings.eval_every == 0):
+            evaluated = _evaluate(training, keeper, step=state.step)
+        ending = keeper.after_step(state, evaluated, last=state.step == steps)
+    return ending or Ending.FINISHED
 
 
-def _evaluate(training: Training, report: Report, *, step: int) -> None:
+def seed_step(seed: int, *, step: int) -> None:
+    """Set torch's generators for a step: what is drawn in it (dropout) depends on nothing before it."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0]))
+
+
+def _step(training: Training, state: LoopState) -> dict[str, float]:
+    """Take one optimizer step, in place, and return its line of metrics."""
+    settings, started = training.settings, time.perf_counter()
+    seed_step(settings.seed, step=state.step)
+    rows = global_batch(len(training.train), settings, step=state.step)
+    metrics = _measure(training, rows, training.train, backward=True)
+    sum_gradients(parameter for _, parameter in state.parameters)
+    norm = torch.nn.utils.get_total_norm([p.grad for _, p in state.parameters if p.grad is not None])
+    if not (math.isfinite(metrics["loss"]) and torch.isfinite(norm)):
+        raise NonFiniteError(_name_pairs(training, rows, step=state.step))
+    if settings.max_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_((p for _, p in state.parameters), settings.max_grad_norm, norm)
+    metrics |= {"grad_norm": norm.item(), "learning_rate": float(state.schedule.get_last_lr()[0])}
+    state.optimizer.step()
+    state.schedule.step()
+    state.optimizer.zero_grad()
+
+    step_tokens = int(training.train.lengths.tokens[rows].sum())
+    state.step += 1
+    state.tokens += step_tokens
+    seconds = time.perf_counter() - started
+    return (
+        {"step": state.step, "epoch": state.step / steps_per_epoch(len(training.train), settings)}
+        | metrics
+        | {"num_tokens": state.tokens}
+        | {"tokens_per_second": step_tokens / seconds, "pairs_per_second": len(rows) / seconds}
+    )
+
+
+def _evaluate(training: Training, keeper: Keeper, *, step: int) -> dict[str, float]:
+    """Measure the held-out rows, log what was found and return it; nothing where there are none."""
     if training.held_out is None:
-        return
+        return {}
     rows = np.arange(len(training.held_out))
     training.policy.model.eval()
     metrics = _measure(training, rows, training.held_out, backward=False)
@@ -100,7 +143,9 @@ def _evaluate(training: Training, report: Report, *, step: int) -> None:
             f"step {step}: the loss on the held-out rows is not finite; "
             + ("lower training.learning_rate" if step else "look at model.name and data.eval")
         )
-    report({"step": step} | {f"eval_{name}": value for name, value in metrics.items()})
+    line = {f"eval_{name}": value for name, value in metrics.items()}
+    keeper.log({"step": step} | line)
+    return line
 
 
 def _measure(training: Training, rows: np.ndarray, data: TokenizedRows, *, backward: bool) -> dict[str, float]:
@@ -112,6 +157,7 @@ def _measure(training: Training, rows: np.ndarray, data: TokenizedRows, *, backw
         training.settings,
         adapter_off=training.adapter_off,
         backward=backward,
+        floor=None if backward else training.floor,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,17 +68,46 @@ def completion_logps(
         reference: stored values of the reference policy.
         adapter_off: take the reference's values from the same weights without the adapters instead.
     """
-    chosen_B = rejected_B = None
+    reference_BB = _reference(policy, batch, reference, adapter_off=adapter_off)
+    return _completions(batch, policy.completion_logps(batch), *reference_BB)
+
+
+def likelihood_metrics(batch: CompletionLogps, entropies_N: Tensor, totals: StepTotals, *, floor: float) -> Metrics:
+    """What the guard watches beside an objective's own metrics, as the micro-batch's share of the means over tokens.
+
+    Args:
+        entropies_N: of the distribution that predicts each completion token, in nats.
+        floor: log-probability in nats below which a rejected token is counted.
+
+    Returns:
+        entropy/chosen, in nats per chosen token, and, where there are rejected tokens, rejected_below_floor, a share.
+    """
+    metrics = {"entropy/chosen": entropies_N[~batch.rejected_N].sum() / totals.chosen_tokens}
+    if totals.rejected_tokens:
+        below_N = batch.logps_N[batch.rejected_N] < floor
+        metrics["rejected_below_floor"] = below_N.to(entropies_N.dtype).sum() / totals.rejected_tokens
+    return metrics
+
+
+def _reference(
+    policy: Policy, batch: MicroBatch, reference: ReferenceLogps | None, *, adapter_off: bool
+) -> tuple[Tensor | None, Tensor | None]:
     if reference is not None:
-        chosen_B, rejected_B = reference.of(batch.rows, like=policy.plain.dtype, device=policy.device)
-    elif adapter_off:
+        return reference.of(batch.rows, like=policy.plain.dtype, device=policy.device)
+    if adapter_off:
         with policy.reference():
-            chosen_B, rejected_B = _answers(policy, batch).response_sums()
-    return replace(_answers(policy, batch), reference_chosen_B=chosen_B, reference_rejected_B=rejected_B)
+            return _answers(policy, batch).response_sums()
+    return None, None
 
 
 def _answers(policy: Policy, batch: MicroBatch) -> CompletionLogps:
-    return CompletionLogps(policy.completion_logps(batch), batch.pair_N, batch.rejected_N, pairs=len(batch.rows))
+    return _completions(batch, policy.completion_logps(batch))
+
+
+def _completions(
+    batch: MicroBatch, logps_N: Tensor, chosen_B: Tensor | None = None, rejected_B: Tensor | None = None
+) -> CompletionLogps:
+    return CompletionLogps(logps_N, batch.pair_N, batch.rejected_N, len(batch.rows), chosen_B, rejected_B)
 
 
 def measure(
@@ -90,22 +119,34 @@ def measure(
     *,
     adapter_off: bool,
     backward: bool,
+    floor: float | None = None,
 ) -> dict[str, float]:
     """The metrics of some rows over all workers; with `backward`, gradients are added to the parameters.
 
     Gradients stay this worker's own share: `collective.sum_gradients` adds them up.
+
+    Args:
+        floor: with it, `likelihood_metrics` are measured too, in the same forward pass; not together with `backward`.
     """
+    assert not (backward and floor is not None), "the pass that gives entropies has no gradient"
     totals = data.totals(rows)
     sums: dict[str, Tensor] = {}
     with nullcontext() if backward else torch.no_grad():
         for batch in data.micro_batches(rows, settings, policy.device):
-            logps = completion_logps(policy, batch, data.reference, adapter_off=adapter_off)
+            if floor is None:
+                logps = completion_logps(policy, batch, data.reference, adapter_off=adapter_off)
+                watched: Metrics = {}
+            else:
+                reference_BB = _reference(policy, batch, data.reference, adapter_off=adapter_off)
+                logps_N, entropies_N = policy.completion_logps_and_entropies(batch)
+                logps = _completions(batch, logps_N, *reference_BB)
+                watched = likelihood_metrics(logps, entropies_N, totals, floor=floor)
             value, metrics = loss(logps, totals)
             if backward:
                 value.backward()
-            for name, metric in metrics.items():
+            for name, metric in (metrics | watched).items():
                 sums[name] = sums.get(name, torch.zeros_like(metric)) + metric
-    return _add_up(sums, names=metric_names(loss, totals), device=policy.device)
+    return _add_up(sums, names=metric_names(loss, totals, watched=floor is not None), device=policy.device)
 
 
 @torch.no_grad()
@@ -120,8 +161,9 @@ def reference_logps(policy: Policy, data: TokenizedRows, settings: TrainingConfi
     return ReferenceLogps(chosen=chosen, rejected=rejected)
 
 
-def metric_names(loss: Loss, totals: StepTotals) -> Sequence[str]:
-    """The names that a loss reports, in order, also for a worker that was dealt no pair."""
+def metric_names(loss: Loss, totals: StepTotals, *, watched: bool = False) -> Sequence[str]:
+    """The names that a loss reports, with `watched` also what the guard watches, in order; also for a worker that was
+    dealt no pair."""
     sides = [False, True] if totals.rejected_tokens else [False]
     empty_B = torch.zeros(1)
     probe = CompletionLogps(
@@ -132,7 +174,8 @@ def metric_names(loss: Loss, totals: StepTotals) -> Sequence[str]:
         reference_chosen_B=empty_B,
         reference_rejected_B=empty_B,
     )
-    return list(loss(probe, totals)[1])
+    extra = likelihood_metrics(probe, torch.zeros(len(sides)), totals, floor=0.0) if watched else {}
+    return list(loss(probe, totals)[1] | extra)
 
 
 def _add_up(sums: dict[str, Tensor], *, names: Sequence[str], device: torch.device) -> dict[str, float]:

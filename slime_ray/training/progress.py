@@ -34,7 +34,8 @@ class Progress:
         """Args: the run whose metrics.jsonl grows, and the step that it ends with."""
         self._run = run
         self._steps = steps
-        self._read = 0
+        self._read = (0, 0)
+        self._events = len(run.events())
         self._last: dict[str, float] | None = None
         self._ended = threading.Event()
         self._console = Console(stderr=True)
@@ -63,6 +64,8 @@ class Progress:
             ended = False
             while not ended:
                 ended = self._ended.wait(_POLL_S)
+                for line in self._news():
+                    self._console.print(line, style="yellow", markup=False, highlight=False)
                 if latest := self._latest():
                     bar.update(task, completed=int(latest["step"]), values=_values(latest))
 
@@ -71,6 +74,8 @@ class Progress:
         printed, ended = time.monotonic(), False
         while not ended:
             ended = self._ended.wait(_POLL_S)
+            for line in self._news():
+                print(line, file=sys.stderr, flush=True)
             if (ended or time.monotonic() - printed > _SECONDS_BETWEEN_LINES) and (latest := self._latest()):
                 printed = time.monotonic()
                 line = f"{self._run.name}: step {int(latest['step'])}/{self._steps} {_values(latest)}"
@@ -78,15 +83,26 @@ class Progress:
 
     def _latest(self) -> dict[str, float] | None:
         """The last step's metrics; evaluations have lines of their own. Reads only what was written since."""
-        if self._run.metrics_file.exists():
-            with self._run.metrics_file.open(encoding="utf-8") as file:
-                file.seek(self._read)
+        path = self._run.metrics_file
+        if path.exists():
+            found = path.stat()
+            identity, position = self._read
+            if found.st_ino != identity or found.st_size < position:
+                position = 0  # written anew when the run went on from a checkpoint
+            with path.open("rb") as file:
+                file.seek(position)
                 written = file.read()
-            whole = written[: written.rfind("\n") + 1]
-            self._read += len(whole.encode())
+            whole = written[: written.rfind(b"\n") + 1]
+            self._read = (found.st_ino, position + len(whole))
             steps = [line for line in map(json.loads, whole.splitlines()) if "loss" in line]
             self._last = steps[-1] if steps else self._last
         return self._last
+
+    def _news(self) -> list[str]:
+        """Warnings since the last look; what else happened is told by the command itself."""
+        events = self._run.events()
+        new, self._events = events[self._events :], len(events)
+        return [f"{self._run.name}: warning: {event.message}" for event in new if event.kind == "warning"]
 
 
 def _values(metrics: dict[str, float]) -> str:

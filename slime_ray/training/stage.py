@@ -11,8 +11,8 @@ from slime_ray.data.sources import content_hash
 from slime_ray.data.token_cache import PreparedData, prepare_tokens
 from slime_ray.data.tokenization import ChatFormat, load_tokenizer
 from slime_ray.model.source import ModelSource, find_model, settings_hash
-from slime_ray.runs import Run, run_of
-from slime_ray.storage import text_hash
+from slime_ray.runs import Lineage, Run, run_of, versions
+from slime_ray.storage import place, text_hash
 
 # Below the runs folder, shared by all runs: what is made once from data and model.
 _TOKENS = Path(".cache", "tokens")
@@ -41,6 +41,18 @@ class Stage:
     model_hash: str
     run: Run
 
+    def lineage(self) -> Lineage:
+        """What the run is made from, under the versions of this process."""
+        return Lineage(
+            name=self.run.name,
+            recipe=self.run.recipe,
+            hash=self.run.hash,
+            data=self.data_hash,
+            model=self.model_hash,
+            parent=self.source.parent,
+            versions=versions(),
+        )
+
 
 def resolve(recipe: Recipe) -> Stage:
     """Find a recipe's model and data and the run that they stand for. Loads neither torch nor ray.
@@ -48,7 +60,7 @@ def resolve(recipe: Recipe) -> Stage:
     Raises:
         SlimeRayError: a model, a parent run or a data file is missing.
     """
-    runs_dir = Path(recipe.runs_dir).absolute()
+    runs_dir = place(recipe.runs_dir)
     source = find_model(recipe.model.name, runs_dir=runs_dir)
     asked = recipe.model.tokenizer
     own = find_model(asked, runs_dir=runs_dir, key="model.tokenizer") if asked else None

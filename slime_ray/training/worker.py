@@ -2,45 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from dataclasses import replace
 from functools import partial
 
 import torch
 from transformers import set_seed
 
+from slime_ray.checkpoints import best_checkpoint, room_needed
 from slime_ray.data.batching import Lengths, total_steps
+from slime_ray.data.chat_format import ChatFormat
 from slime_ray.data.token_cache import PreparedData
+from slime_ray.errors import StorageError
 from slime_ray.model.export import export, pad_id
 from slime_ray.model.loading import check_vocabulary, load_model
 from slime_ray.model.policy import Policy
 from slime_ray.objectives.table import OBJECTIVES
-from slime_ray.storage import json_hash
+from slime_ray.runs import Run
+from slime_ray.storage import disk_errors, free_bytes, json_hash, remove, size_text, used_bytes, write_text
 from slime_ray.training.card import model_card
+from slime_ray.training.checkpoint import restore_weights
 from slime_ray.training.collective import gather, rank, wait_for_all
-from slime_ray.training.loop import Training, run_loop
+from slime_ray.training.keeper import Orders, Report, RunKeeper
+from slime_ray.training.loop import Ending, Training, run_loop
 from slime_ray.training.measurement import TokenizedRows, reference_logps
 from slime_ray.training.plot import plot_run
 from slime_ray.training.reference import ReferenceLogps
 from slime_ray.training.stage import REFERENCES, Stage, chat_format
+from slime_ray.training.suspects import Suspects, answer_means, find_suspects
 
-Report = Callable[[dict[str, float]], None]
 
+def run_stage(stage: Stage, prepared: PreparedData, orders: Orders, *, device: torch.device, report: Report) -> Ending:
+    """Train a stage to its end, from where an earlier attempt left it; every worker calls this, in a process group if
+    there are several.
 
-def run_stage(stage: Stage, prepared: PreparedData, *, device: torch.device, report: Report) -> None:
-    """Train a stage to its end; every worker calls this, in a process group if there are several.
-
-    The first worker writes metrics.jsonl, final/ and, last, the manifest.
+    The first worker writes metrics.jsonl, checkpoints, final/ and, last, the manifest.
 
     Args:
-        stage: what to train; its run's folder has been begun.
+        stage: what to train; its run's folder has been begun, and its lease is held.
         prepared: its rows as tokens.
+        orders: the wishes of the lease's holder.
         device: where this worker computes.
         report: is given every line of metrics, on every worker.
 
+    Returns:
+        Whether the run is finished, or how else it ended.
+
     Raises:
-        SlimeRayError: the user's mistakes that only show here, and NonFiniteError.
+        SlimeRayError: the user's mistakes that only show here, a disk that is full, and NonFiniteError.
     """
+    with disk_errors(stage.run.folder):
+        return _run_stage(stage, prepared, orders, device, report)
+
+
+def _run_stage(stage: Stage, prepared: PreparedData, orders: Orders, device: torch.device, report: Report) -> Ending:
     recipe, run = stage.recipe, stage.run
     # The same on every worker: adapters start from the same numbers everywhere.
     set_seed(recipe.training.seed)
@@ -49,15 +64,24 @@ def run_stage(stage: Stage, prepared: PreparedData, *, device: torch.device, rep
     model = load_model(stage.source, recipe.model)
     check_vocabulary(model.config, form.tokenizer, stage.source, recipe.model)
     policy = Policy(model, lora=recipe.lora, device=device)
+    _check_room(stage, policy)
     training = make_training(stage, prepared, policy, padding=pad_id(form.tokenizer, end_of_turn_id))
-
-    def log(metrics: dict[str, float]) -> None:
-        if rank() == 0:
-            run.log(metrics)
-        report(metrics)
-
-    run_loop(training, log)
+    held_out = len(training.held_out) if training.held_out is not None else 0
+    keeper = RunKeeper(run, recipe, orders, held_out=held_out, report=report)
+    try:
+        ending = run_loop(training, keeper)
+    finally:
+        keeper.close()
+    if ending is Ending.STOPPED and rank() == 0:
+        _export_best(stage, policy, form)
+    if ending is not Ending.FINISHED:
+        return ending
+    watched = OBJECTIVES[recipe.loss.kind].needs_pairs and recipe.guard.action != "off"
+    means = answer_means(policy, training.train, recipe.training) if watched else None
     if rank() == 0:
+        keeper.check_hold()
+        if means is not None:
+            _list_suspects(run, find_suspects(means, training.train, form.tokenizer))
         rows = len(training.train)
         card = model_card(
             recipe,
@@ -68,10 +92,54 @@ def run_stage(stage: Stage, prepared: PreparedData, *, device: torch.device, rep
             steps=total_steps(rows, recipe.training),
             metrics=run.metrics(),
         )
+        remove(run.final)
         export(policy.model, form.tokenizer, run.final, end_of_turn_id=end_of_turn_id, card=card)
-        run.finish(data=stage.data_hash, model=stage.model_hash, parent=stage.source.parent)
         plot_run(run, run.folder / "metrics.png")
+        keeper.check_hold()
+        run.finish(stage.lineage())
     wait_for_all()
+    return ending
+
+
+def _export_best(stage: Stage, policy: Policy, form: ChatFormat) -> None:
+    """Write the model of the best checkpoint of a run that the guard stopped."""
+    checkpoint = best_checkpoint(stage.run, stage.recipe.checkpoint)
+    if checkpoint is None:
+        return
+    restore_weights(checkpoint, policy.trained())
+    card = f"The model of {stage.run.name} after step {checkpoint.step}, its best one when the guard stopped the run.\n"
+    remove(stage.run.best)
+    export(policy.model, form.tokenizer, stage.run.best, end_of_turn_id=form.require_end_of_turn(), card=card)
+
+
+def _list_suspects(run: Run, found: Suspects) -> None:
+    write_text(
+        run.folder / "suspects.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows())
+    )
+    if found.listed:
+        run.note("warning", found.summary())
+
+
+def _check_room(stage: Stage, policy: Policy) -> None:
+    """Refuse a run that the disk has no room for, before its first step.
+
+    Raises:
+        StorageError: less is free than the run may need.
+    """
+    if rank() != 0 or (free := free_bytes(stage.run.folder)) is None:
+        return
+    parameters = {id(p): p for p in policy.model.parameters()}.values()
+    model = sum(p.numel() * p.element_size() for p in parameters)
+    trained = sum(p.numel() * p.element_size() for _, p in policy.trained())
+    lora = stage.recipe.lora is not None
+    _, most = room_needed(model=model, trained=trained, lora=lora, settings=stage.recipe.checkpoint)
+    missing = most - used_bytes(stage.run.folder) - free
+    if missing > 0:
+        raise StorageError(
+            f"{stage.run.folder}: the run may need {size_text(most)} (checkpoints and final/), but "
+            f"{size_text(free)} are free; free {size_text(missing)} more, lower checkpoint.keep_last, or set "
+            "runs_dir to another disk"
+        )
 
 
 def make_training(stage: Stage, prepared: PreparedData, policy: Policy, *, padding: int) -> Training:
@@ -90,6 +158,7 @@ def make_training(stage: Stage, prepared: PreparedData, policy: Policy, *, paddi
         policy=policy,
         loss=partial(objective.loss, **recipe.loss.model_dump(exclude={"kind"})),
         adapter_off=adapter_off,
+        floor=recipe.guard.floor,
         train=train,
         held_out=held_out,
         settings=recipe.training,

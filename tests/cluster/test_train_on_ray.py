@@ -79,7 +79,7 @@ def pair(
     with contextlib.chdir(folder):
         settings = load_recipe(recipe, [ON_RAY])
         unfinished = resolve(settings).run
-        unfinished.begin(settings)
+        unfinished.folder.mkdir(parents=True)
         unfinished.log({"step": 1, "loss": 1e9})
         (unfinished.final / "adapter").mkdir(parents=True)
         (unfinished.final / "adapter" / "left_over.safetensors").write_bytes(b"half")

@@ -36,6 +36,7 @@ from slime_ray.model.lora import merge_lora
 from slime_ray.model.policy import Policy
 from slime_ray.objectives.completions import CompletionLogps, StepTotals
 from slime_ray.training import collective
+from slime_ray.training.checkpoint import LoopState
 from slime_ray.training.loop import Training, run_loop
 from slime_ray.training.measurement import completion_logps, measure, metric_names, reference_logps
 from slime_ray.training.stage import chat_format, prepare, resolve
@@ -138,13 +139,29 @@ def first_step(training: Training) -> tuple[dict[str, float], Gradients]:
     return metrics, gradients
 
 
+class Lines:
+    """A keeper that only remembers the lines of metrics."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def resume(self, state: LoopState) -> None:
+        """Nothing was kept."""
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Remember a line."""
+        self.lines.append(metrics)
+
+    def after_step(self, state: LoopState, evaluation: dict[str, float], *, last: bool = False) -> None:
+        """Go on."""
+
+
 def outcome(training: Training) -> Outcome:
     """The first step's gradients, then the whole training."""
     first, gradients = first_step(training)
-    metrics: list[dict[str, float]] = []
-    run_loop(training, metrics.append)
+    run_loop(training, keeper := Lines())
     weights = {name: parameter.detach().clone() for name, parameter in training.policy.trained()}
-    return Outcome(first, gradients, metrics, weights)
+    return Outcome(first, gradients, keeper.lines, weights)
 
 
 def assert_same_step(actual: tuple[dict[str, float], Gradients], expected: tuple[dict[str, float], Gradients]) -> None:
@@ -233,11 +250,10 @@ def test_the_last_batch_is_divided_by_its_own_size(inputs: Inputs) -> None:
 
     start = replace(training, settings=training.settings.model_copy(update={"max_steps": 6, "learning_rate": 1e-300}))
     training.policy.model.zero_grad()
-    seen: list[dict[str, float]] = []
     gradients: list[Gradients] = []
     with recorded_gradients(training.policy, gradients):
-        run_loop(start, seen.append)
-    assert seen[5]["loss"] == pytest.approx(value.item(), rel=1e-12)
+        run_loop(start, keeper := Lines())
+    assert keeper.lines[5]["loss"] == pytest.approx(value.item(), rel=1e-12)
     largest = max(gradient.abs().max().item() for gradient in expected.values())
     for name, gradient in expected.items():
         assert (gradients[5][name] - gradient).abs().max().item() <= 1e-9 * largest, name
@@ -279,13 +295,13 @@ def test_what_is_not_finite_is_not_applied(what: str, named: str, inputs: Inputs
         return value, metrics | {"loss": value.detach()}
 
     before = {name: parameter.detach().clone() for name, parameter in training.policy.trained()}
-    seen: list[dict[str, float]] = []
+    keeper = Lines()
     with pytest.raises(NonFiniteError) as error:
-        run_loop(replace(training, loss=loss), seen.append)
+        run_loop(replace(training, loss=loss), keeper)
     assert str(error.value).startswith(
         f"step 1: the loss or its gradient is not finite and was not applied; {named}{inputs.pairs}:"
     )
-    assert seen == []
+    assert keeper.lines == []
     assert all(torch.equal(parameter, before[name]) for name, parameter in training.policy.trained())
 
 
@@ -400,7 +416,7 @@ def test_stored_reference_values_are_those_before_training(inputs: Inputs) -> No
     before = deepcopy(training.train.reference)
     (stored,) = Path(inputs.folder, "before", ".cache", "reference").iterdir()
     written = stored.stat().st_mtime_ns
-    run_loop(training, lambda _: None)
+    run_loop(training, Lines())
     again = make(Case("dpo", THIRTY), inputs, runs="before")
     assert again.train.reference is not None
     assert np.array_equal(again.train.reference.chosen, before.chosen)

@@ -12,7 +12,7 @@ import pytest
 from slime_ray.config.recipe import Recipe
 from slime_ray.errors import DataError, ModelError, RunError
 from slime_ray.model.source import find_model
-from slime_ray.runs import Manifest, Run, find_run, read_manifest
+from slime_ray.runs import Lineage, Manifest, Run, find_run, read_recipe
 from slime_ray.storage import file_hash
 from slime_ray.training.stage import resolve
 
@@ -134,14 +134,19 @@ def test_files_stand_in_the_name_by_their_content(name_of: NameOf, data: Path, m
     assert name_of(places | {"model.chat_template": str(template)}) != name_of(places)
 
 
+def lineage(run: Run, **changes: Any) -> Lineage:
+    values = {"name": run.name, "recipe": run.recipe, "hash": run.hash, "data": "d", "model": "m", "parent": None}
+    return Lineage.model_validate(values | {"versions": {"torch": "1"}} | changes)
+
+
 def finished(run: Run, recipe: Recipe, *, metrics: list[dict[str, float]] | None = None) -> Manifest:
     """Write a run that looks as if it had been trained."""
-    run.begin(recipe)
+    run.begin(recipe, lineage(run))
     for line in metrics or []:
         run.log(line)
     run.final.mkdir()
     (run.final / "config.json").write_text("{}")
-    return run.finish(data="d", model="m", parent=None)
+    return run.finish(lineage(run))
 
 
 @pytest.fixture
@@ -165,7 +170,8 @@ def test_a_run_is_found_by_its_recipe_the_newest_finished_one(recipe: Recipe, tm
         finished(Run(runs, "llama/sft", digit * 64), recipe)
         assert find_run(runs, "llama/sft").name == f"llama/sft-{digit * 8}"
     finished(Run(runs, "llama/sft-continued", "4" * 64), recipe)
-    Run(runs, "llama/sft", "5" * 64).begin(recipe)  # newer, but not finished
+    unfinished = Run(runs, "llama/sft", "5" * 64)
+    unfinished.begin(recipe, lineage(unfinished))
     assert find_run(runs, "llama/sft").name == "llama/sft-22222222"
     assert find_run(runs, "llama/sft-11111111").hash == "1" * 64
     source = find_model("run:llama/sft", runs_dir=runs)
@@ -179,7 +185,8 @@ def test_a_parent_that_is_not_there_or_not_finished_is_named(recipe: Recipe, tmp
     with pytest.raises(RunError) as error:
         find_run(runs, "llama/sft")
     assert str(error.value) == expected + "train that recipe first"
-    Run(runs, "llama/sft", "5" * 64).begin(recipe)
+    unfinished = Run(runs, "llama/sft", "5" * 64)
+    unfinished.begin(recipe, lineage(unfinished))
     with pytest.raises(RunError) as error:
         find_run(runs, "llama/sft")
     assert str(error.value) == expected + "sft-55555555 is not finished; train it to its end"
@@ -203,21 +210,52 @@ def test_a_name_is_no_pattern(recipe: Recipe, tmp_path: Path) -> None:
             find_run(tmp_path, name)
 
 
-def test_beginning_removes_what_an_unfinished_run_left(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_that_was_begun_is_taken_up(recipe: Recipe, tmp_path: Path) -> None:
     run = Run(tmp_path / "runs", "sft", "1" * 64)
-    run.begin(recipe)
+    run.begin(recipe, lineage(run))
+    assert read_recipe(run) == recipe
     run.log({"step": 1, "loss": 0.5})
+    run.begin(recipe, lineage(run))
+    assert run.metrics() == [{"step": 1, "loss": 0.5}]
+    assert [event.kind for event in run.events()] == ["started", "resumed"]
+
+
+def test_what_lies_there_without_a_lineage_is_removed(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs", "sft", "1" * 64)
     (run.final / "adapter").mkdir(parents=True)
     (run.final / "adapter" / "half").write_text("")
-    run.begin(recipe)
-    assert [path.name for path in run.folder.iterdir()] == ["config.json"]
-    assert Recipe.model_validate_json((run.folder / "config.json").read_bytes()) == recipe
+    run.log({"step": 1, "loss": 1e9})
+    run.begin(recipe, lineage(run))
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "events.jsonl", "lineage.json"]
+
+
+def test_other_versions_warn(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs", "sft", "1" * 64)
+    run.begin(recipe, lineage(run))
+    run.begin(recipe, lineage(run, versions={"torch": "2"}))
+    warning = run.events()[-1]
+    assert (warning.kind, warning.message) == (
+        "warning",
+        "resumed under other versions, results may differ: torch 1 -> 2",
+    )
+
+
+def test_the_folder_of_another_run_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    run, other = (Run(tmp_path, name, "1" * 64) for name in ("sft", "dpo"))
+    run.begin(recipe, lineage(run))
+    run.folder.rename(other.folder)
+    with pytest.raises(RunError) as error:
+        other.begin(recipe, lineage(other))
+    assert str(error.value) == (
+        f"{other.folder}: the folder of another run (sft-11111111, hash {'1' * 16}), not of dpo-11111111 "
+        f"({'1' * 16}); move it away, or give this recipe another name"
+    )
 
 
 def test_metrics_are_read_as_they_were_logged(recipe: Recipe, tmp_path: Path) -> None:
     run = Run(tmp_path, "sft", "1" * 64)
     assert run.metrics() == []
-    run.begin(recipe)
+    run.begin(recipe, lineage(run))
     lines = [{"step": 0, "eval_loss": 0.7}, {"step": 1, "loss": 0.1 + 0.2}]
     for line in lines:
         run.log(line)
@@ -228,7 +266,7 @@ def test_metrics_are_read_as_they_were_logged(recipe: Recipe, tmp_path: Path) ->
 
 def test_the_manifest_makes_a_run_finished(recipe: Recipe, tmp_path: Path) -> None:
     run = Run(tmp_path, "sft", "1" * 64)
-    run.begin(recipe)
+    run.begin(recipe, lineage(run))
     assert run.manifest() is None
     metrics = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 3.0}]
     written = finished(run, recipe, metrics=metrics)
@@ -237,33 +275,74 @@ def test_the_manifest_makes_a_run_finished(recipe: Recipe, tmp_path: Path) -> No
     assert (written.data, written.model, written.parent) == ("d", "m", None)
     assert written.metrics == {"step": 2, "loss": 1.0, "eval_loss": 3.0}
     assert written.files == {"config.json": {"size": 2, "sha256": file_hash(run.final / "config.json")}}
-    assert {"slime-ray", "torch", "transformers", "ray"} <= written.versions.keys()
+
+
+def edited(manifest: Manifest, **changes: Any) -> str:
+    return json.dumps(manifest.model_dump() | {"seal": "0"} | changes)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "the file: Invalid JSON"),
-        ("{}", "name: Field required"),
-        (None, "more: Extra inputs are not permitted"),
+        (lambda _: "{", "the file is no JSON"),
+        (lambda _: "{}", "name: Field required"),
+        (lambda _: "[]", "the file: Input should be a valid dictionary"),
+        (lambda good: edited(good, more=1), "more: Extra inputs are not permitted"),
+        (lambda good: edited(good), "it was changed after it was written"),
+        (lambda good: edited(good, hash="2" * 64), "it was changed after it was written"),
     ],
 )
-def test_a_damaged_manifest_is_named(recipe: Recipe, tmp_path: Path, content: str | None, message: str) -> None:
+def test_a_manifest_that_was_damaged_or_edited_is_named(
+    recipe: Recipe, tmp_path: Path, content: Callable[[Manifest], str], message: str
+) -> None:
     run = Run(tmp_path, "sft", "1" * 64)
     good = finished(run, recipe)
     path = run.folder / "manifest.json"
-    path.write_text(content if content is not None else json.dumps(good.model_dump() | {"more": 1}))
+    path.write_text(content(good))
     with pytest.raises(RunError) as error:
-        read_manifest(run.folder)
+        run.manifest()
     assert str(error.value).startswith(f"{path}: {message}")
+    assert str(error.value).endswith("put the original back, or move its folder away and run the command again")
     with pytest.raises(RunError, match="manifest"):
         find_run(tmp_path, "sft")
+
+
+def test_one_changed_number_in_a_manifest_is_seen(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run(tmp_path, "sft", "1" * 64)
+    finished(run, recipe, metrics=[{"step": 1, "loss": 0.5}])
+    path = run.folder / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace('"loss": 0.5', '"loss": 0.4'))
+    assert path.read_text() != text
+    with pytest.raises(RunError, match="changed after it was written"):
+        run.manifest()
+
+
+def test_a_run_whose_folder_was_renamed_is_no_parent(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run(tmp_path, "sft", "1" * 64)
+    finished(run, recipe)
+    run.folder.rename(tmp_path / "sft-22222222")
+    with pytest.raises(RunError, match=r"sft-22222222: its manifest is that of sft-11111111; move the folder back"):
+        find_run(tmp_path, "sft")
+
+
+@pytest.mark.parametrize(("content", "found"), [(None, "is missing"), (b"{} ", "has 3 bytes")])
+def test_a_parent_whose_model_is_incomplete_is_named(
+    recipe: Recipe, tmp_path: Path, content: bytes | None, found: str
+) -> None:
+    run = Run(tmp_path, "sft", "1" * 64)
+    finished(run, recipe)
+    path = run.final / "config.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(RunError) as error:
+        find_run(tmp_path, "sft")
+    assert str(error.value).startswith(f"{path}: {found}, its run's manifest says 2; ")
 
 
 def test_a_runs_folder_that_cannot_be_written_is_named(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(RunError, match=r"^runs_dir = '.*runs': .*; expected a writable folder$"):
-        Run(tmp_path / "runs", "sft", "1" * 64).begin(recipe)
+        Run(tmp_path / "runs", "sft", "1" * 64).make_runs_dir()
 
 
 def test_models_and_data_that_are_not_there_are_named(name_of: NameOf, tmp_path: Path) -> None:

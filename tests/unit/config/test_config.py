@@ -124,6 +124,8 @@ def test_places_are_the_settings_that_change_no_result() -> None:
     assert places == {
         "Recipe.name",
         "Recipe.runs_dir",
+        "Recipe.checkpoint",
+        "Recipe.guard",
         "ModelConfig.name",
         "ModelConfig.tokenizer",
         "ModelConfig.chat_template",
@@ -136,6 +138,8 @@ def test_places_are_the_settings_that_change_no_result() -> None:
         "TrainingConfig.cpus_per_worker",
         "TrainingConfig.use_gpu",
         "TrainingConfig.log_every",
+        "TrainingConfig.max_failures",
+        "TrainingConfig.hang_minutes",
     }
 
 

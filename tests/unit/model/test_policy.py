@@ -213,6 +213,28 @@ def test_the_adapters_are_on_again_after_an_error_in_the_reference() -> None:
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+@pytest.mark.parametrize("lora", [None, LORA, LORA_AND_HEAD], ids=["plain", "lora", "lora-and-head"])
+def test_entropies_are_those_of_the_models_own_logits(
+    lora: LoraConfig | None, padding_side: Literal["left", "right"]
+) -> None:
+    policy = moved(Policy(llama(tied=False), lora=lora, device=CPU))
+    batch = micro_batch(padding_side=padding_side, vocabulary=280)
+    with torch.no_grad():
+        logits_SLV = policy.model(
+            input_ids=batch.input_ids_SL, attention_mask=batch.attention_mask_SL, position_ids=batch.position_ids_SL
+        ).logits
+    expected_N = torch.distributions.Categorical(logits=logits_SLV.flatten(0, 1)[batch.predict_N]).entropy()
+
+    logps_N, entropies_N = policy.completion_logps_and_entropies(batch)
+
+    torch.testing.assert_close(entropies_N, expected_N, rtol=1e-12, atol=1e-12)
+    assert expected_N.std() > 0.02
+    assert torch.equal(logps_N, policy.completion_logps(batch))
+    assert not logps_N.requires_grad
+    assert not entropies_N.requires_grad
+
+
 def gemma2() -> PreTrainedModel:
     return Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=30.0))
 

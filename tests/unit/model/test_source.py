@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from slime_ray.model.source import find_model
-from slime_ray.runs import Run
+from slime_ray.runs import Lineage, Run
 
 
 def finished(run: Run, weights: bytes) -> None:
     run.final.mkdir(parents=True, exist_ok=True)
     (run.final / "model.safetensors").write_bytes(weights)
-    run.finish(data="data", model="model", parent=None)
+    made_from = {"data": "data", "model": "model", "parent": None, "versions": {}}
+    run.finish(Lineage(name=run.name, recipe=run.recipe, hash=run.hash, **made_from))
 
 
 def test_a_run_trained_again_has_its_name_but_other_content(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from slime_ray.data.collation import collate
 from slime_ray.model import token_logps as head
 from slime_ray.model.policy import Policy
-from slime_ray.model.token_logps import token_logps
+from slime_ray.model.token_logps import token_logps, token_logps_and_entropies
 
 TOKENS, HIDDEN, VOCABULARY = 7, 5, 11
 
@@ -243,6 +244,87 @@ def test_a_whole_step_of_the_model_makes_nothing_larger_than_a_chunk_or_its_weig
     assert tokens == 4 * 110
     assert 8 * tokens * vocabulary > 25 * allocations.largest
     assert allocations.largest <= 8 * vocabulary * hidden
+
+
+# --- Entropies, from the pass that gives the log-probabilities.
+
+CHUNKS = [1, VOCABULARY, 3 * VOCABULARY + 5, 10**6]
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("elements", CHUNKS)
+def test_entropies_are_those_of_the_softmax_wherever_chunks_end(
+    elements: int, with_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
+    hidden_ND, weight_VD, bias_V, targets_N = inputs()
+    hidden_ND /= 3  # as drawn, some distributions are all but certain
+    logits_NV = torch.nn.functional.linear(hidden_ND, weight_VD, bias_V if with_bias else None)
+    probabilities_NV = torch.softmax(logits_NV, -1)
+    expected_N = -(probabilities_NV * probabilities_NV.log()).sum(-1)
+
+    _, entropies_N = token_logps_and_entropies(hidden_ND, weight_VD, targets_N, bias_V=bias_V if with_bias else None)
+
+    close(entropies_N, expected_N)
+    assert expected_N.max() - expected_N.min() > 0.3
+
+
+def test_entropies_worked_by_hand() -> None:
+    # Logits ln 2, 0, 0 are 1/2, 1/4, 1/4; zeros are a third each; 2000, 0, -2000 leave nothing open.
+    hidden_ND = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1000.0]], dtype=torch.float64)
+    weight_VD = torch.tensor([[log(2), 2.0], [0.0, 0.0], [0.0, -2.0]], dtype=torch.float64)
+    logps_N, entropies_N = token_logps_and_entropies(hidden_ND, weight_VD, torch.tensor([0, 1, 2]))
+
+    close(entropies_N, torch.tensor([1.5 * log(2), log(3), 0.0], dtype=torch.float64))
+    close(logps_N, torch.tensor([-log(2), -log(3), -4000.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("elements", CHUNKS)
+def test_beside_entropies_the_log_probabilities_are_bit_for_bit_those_of_training(
+    elements: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
+    hidden_ND, weight_VD, bias_V, targets_N = (tensor.to(dtype) for tensor in inputs())
+    targets_N = targets_N.long()
+    expected_N = token_logps(hidden_ND, weight_VD, targets_N, bias_V=bias_V)
+    logps_N, entropies_N = token_logps_and_entropies(
+        hidden_ND.requires_grad_(), weight_VD.requires_grad_(), targets_N, bias_V=bias_V.requires_grad_()
+    )
+
+    assert torch.equal(logps_N, expected_N)
+    assert logps_N.dtype == entropies_N.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert not logps_N.requires_grad
+    assert not entropies_N.requires_grad
+
+
+def test_entropies_cost_one_pass_of_the_head_and_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, hidden, vocabulary, size = 400, 8, 2000, 8 * 20_000
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 20_000)  # 10 tokens; the weight has 16,000 elements
+    passed: list[int] = []
+    original = head._logits
+
+    def noted(hidden_CD: Tensor, *rest: Any) -> Tensor:
+        passed.append(len(hidden_CD))
+        return original(hidden_CD, *rest)
+
+    monkeypatch.setattr(head, "_logits", noted)
+    hidden_ND, weight_VD, _, targets_N = inputs(tokens, hidden, vocabulary)
+    with Allocations() as allocations:
+        token_logps_and_entropies(hidden_ND, weight_VD, targets_N)
+
+    assert passed == [10] * 40
+    assert allocations.operations > 40 * 4  # it saw every chunk
+    assert allocations.largest <= size
+    # The next chunk's logits are made before the last one's go.
+    assert allocations.peak <= 2 * size + 8 * tokens * 4
+
+
+def test_no_tokens_have_no_entropies() -> None:
+    hidden_ND, weight_VD, _, targets_N = inputs(tokens=0)
+    logps_N, entropies_N = token_logps_and_entropies(hidden_ND, weight_VD, targets_N)
+
+    assert logps_N.shape == entropies_N.shape == (0,)
 
 
 class Rows:

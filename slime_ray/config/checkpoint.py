@@ -1,0 +1,21 @@
+"""`[checkpoint]`: when the state of a run is written and how much of it is kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from slime_ray.config.section import Section
+
+
+class CheckpointConfig(Section):
+    """What a run can be continued from. Nothing here changes what comes out of it."""
+
+    every_minutes: float | None = Field(default=5.0, gt=0.0, description="minutes between checkpoints")
+    every_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints, besides the minutes")
+    keep_last: int = Field(default=2, ge=1, description="newest checkpoints that are kept")
+    best_metric: str | None = Field(
+        default="eval_loss", description="the checkpoint of the best evaluation is kept too, by this metric"
+    )
+    best_is: Literal["lowest", "highest"] = "lowest"

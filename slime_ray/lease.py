@@ -1,0 +1,271 @@
+"""One writer at a time: a numbered lease in a run's folder, kept alive by a counter.
+
+Lease number n+1 is created exclusively by whoever finds lease n released or dead, so two never hold one. The holder
+raises a counter in its file; it is dead when the counter stands still for a while on the onlooker's own clock, or, on
+the same machine, when its process is gone. No lock, no rename and no wall clock: object stores have none of these.
+The holder's file also carries its wish to the workers that write for it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from slime_ray.errors import RunError
+from slime_ray.storage import create, remove, remove_empty, write_bytes
+
+BEAT_S = 2.0
+# A counter that stands still for so long belongs to a holder that is dead, or cut off for good.
+DEAD_AFTER_S = 60.0
+
+# What the holder asks of the process that trains; "lost": the lease is another's now.
+Wish = Literal["", "checkpoint", "stop", "lost"]
+_STRENGTH: dict[Wish, int] = {"": 0, "checkpoint": 1, "stop": 2, "lost": 3}
+
+
+class Holder(BaseModel):
+    """The process that holds a lease; `machine` and `started` tell it from another one with its number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str
+    pid: int
+    machine: str
+    started: str
+
+    @classmethod
+    def here(cls) -> Holder:
+        """This process."""
+        return cls(host=socket.gethostname(), pid=os.getpid(), machine=_machine(), started=_started(os.getpid()))
+
+    def alive(self) -> bool | None:
+        """Whether the process still runs; None where that cannot be seen from here."""
+        if not self.machine or self.machine != _machine():
+            return None
+        return bool(self.started) and _started(self.pid) == self.started
+
+
+class Entry(BaseModel):
+    """What a lease's file says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    holder: Holder
+    beat: int = 0
+    wish: Wish = ""
+    wishes: int = 0
+    released: bool = False
+
+
+class Lease:
+    """A lease that this process holds; a thread keeps it alive until it is released."""
+
+    def __init__(self, folder: Path, number: int, entry: Entry) -> None:
+        """Start keeping a lease alive that `acquire` has just created."""
+        self.folder = folder
+        self.number = number
+        self._entry = entry
+        self._lost = False
+        self._lock = threading.RLock()  # a signal handler may ask while its own thread asks
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @property
+    def wish(self) -> Wish:
+        """What was asked for last, in this process."""
+        return "lost" if self._lost else self._entry.wish
+
+    @property
+    def wishes(self) -> int:
+        """How often something was asked for."""
+        return self._entry.wishes
+
+    def ask(self, wish: Wish) -> None:
+        """Ask the process that trains, wherever it runs, for a checkpoint, or to stop after its step."""
+        with self._lock:
+            if _STRENGTH[wish] < _STRENGTH[self._entry.wish]:
+                return
+            self._update(wish=wish, wishes=self._entry.wishes + 1)
+
+    def release(self) -> None:
+        """Let go: whoever waits may take the run over at once."""
+        self._ended.set()
+        self._thread.join()
+        with self._lock:
+            if not self._lost:
+                self._update(released=True)
+
+    def forget(self) -> None:
+        """Let go and leave no trace: of a run that has not begun to train."""
+        self._ended.set()
+        self._thread.join()
+        with self._lock:
+            if not self._lost:
+                self._lost = True
+                remove(_file(self.folder, self.number))
+                remove_empty(self.folder)
+                remove_empty(self.folder.parent)
+
+    def _keep_alive(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            with self._lock:
+                if newest(self.folder) != self.number:
+                    self._lost = True
+                    return
+                self._update(beat=self._entry.beat + 1)
+
+    def _update(self, **changes: object) -> None:
+        self._entry = self._entry.model_copy(update=changes)
+        try:
+            write_bytes(_file(self.folder, self.number), self._entry.model_dump_json().encode())
+        except OSError:
+            # A disk that is full for a moment costs no lease; one that stays so stops the run where it writes.
+            return
+
+
+class LeaseReader:
+    """The holder's wishes, followed by a thread of another process that writes on its behalf."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        """Args: the run's lease folder and the number of the lease that this process works under."""
+        self._folder, self._number = folder, number
+        self.wish: Wish = ""
+        self.wishes = 0
+        self._watch = BeatWatch()
+        self._thread = threading.Thread(target=self._follow, name="lease reader", daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        while self.wish != "lost":
+            entry = read(self._folder, self._number) if newest(self._folder) == self._number else None
+            if entry is None or entry.released or self._watch.alive(entry) is False:
+                self.wish = "lost"
+            else:
+                self.wish, self.wishes = entry.wish, entry.wishes
+            time.sleep(BEAT_S / 2)
+
+
+class BeatWatch:
+    """Tells from a counter, on this process's own clock, whether its holder lives."""
+
+    def __init__(self) -> None:
+        self._beat: int | None = None
+        self._since: float | None = None
+
+    def alive(self, entry: Entry | None) -> bool | None:
+        """To be asked again and again with what the file says now, None for a file that cannot be read.
+
+        Returns:
+            None while it is not known: the holder is on another machine, and its counter was not yet seen to move.
+        """
+        seen = entry.holder.alive() if entry is not None else None
+        if seen is not None:
+            return seen
+        beat, now = entry.beat if entry is not None else -1, time.monotonic()
+        if self._since is None or beat != self._beat:
+            moved = self._since is not None and entry is not None
+            self._beat, self._since = beat, now
+            return True if moved else None
+        return False if now - self._since > DEAD_AFTER_S else None
+
+
+def acquire(folder: Path, *, what: str, wait: bool, say: Callable[[str], None]) -> Lease:
+    """Take the lease of a run, from a dead holder too.
+
+    Args:
+        folder: where the run's leases lie.
+        what: the run's name, for messages.
+        wait: wait for a living holder to let go; otherwise leave.
+        say: is given a sentence before a wait begins.
+
+    Raises:
+        RunError: another process holds the run.
+    """
+    watch, told = BeatWatch(), False
+    while True:
+        number = newest(folder)
+        entry = read(folder, number) if number else None
+        alive = watch.alive(entry) if number else False
+        if alive is False or (entry is not None and entry.released):
+            lease = _take(folder, number + 1)
+            if lease is not None:
+                return lease
+        elif alive and entry is not None and not told:
+            held = f"{what} is held by process {entry.holder.pid} on {entry.holder.host}"
+            if not wait:
+                raise RunError(f"{held}; wait for it with --wait, or stop that process")
+            say(f"{held}; waiting for it")
+            told = True
+        time.sleep(BEAT_S / 4)
+
+
+def newest(folder: Path) -> int:
+    """The number of the lease that counts, 0 where there is none."""
+    if not folder.exists():
+        return 0
+    return max((int(path.stem) for path in folder.iterdir() if path.stem.isdigit()), default=0)
+
+
+def read(folder: Path, number: int) -> Entry | None:
+    """What a lease's file says; None where it is gone, or caught while it is written."""
+    try:
+        return Entry.model_validate_json(_file(folder, number).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def held_by(folder: Path) -> Holder | None:
+    """Who holds a run now, as far as one look tells: a dead holder on another machine is not told from a living one."""
+    entry = read(folder, newest(folder))
+    if entry is None or entry.released or entry.holder.alive() is False:
+        return None
+    return entry.holder
+
+
+def _take(folder: Path, number: int) -> Lease | None:
+    entry = Entry(holder=Holder.here())
+    if not create(_file(folder, number), entry.model_dump_json().encode()):
+        return None
+    if newest(folder) != number:  # someone went on while this number had been removed
+        remove(_file(folder, number))
+        return None
+    for path in folder.iterdir():
+        if path.stem.isdigit() and int(path.stem) < number:
+            remove(path)
+    return Lease(folder, number, entry)
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.json"
+
+
+def _machine() -> str:
+    """This boot of this machine and the space its process numbers are from; empty where neither is told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process was started, in ticks of its machine; empty if there is none, or it is dead and not collected."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if after_name[0] in "ZX" else after_name[19]

@@ -1,0 +1,132 @@
+"""Trainings in processes of their own that are killed on purpose, and how their outcomes are compared."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from slime_ray.overrides import load_recipe
+from slime_ray.runs import Run
+
+# Audit events of the interpreter that change files.
+_CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+TIMINGS = {"tokens_per_second", "pairs_per_second"}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL at a file operation, the nth below the run's folder whose path has `inside` in it.
+
+    Attributes:
+        inside: such as "checkpoints/" or "final/".
+        operation: from 0; a number that is never reached kills nothing.
+        delay_s: passes between the operation and the signal.
+        count_to: a file that is given the number of operations that were seen.
+    """
+
+    inside: str
+    operation: int
+    delay_s: float = 0.0
+    count_to: str | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a training ended: exit code, or minus the signal's number; what it printed on standard error."""
+
+    code: int
+    err: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """A training that is under way."""
+
+    process: ForkServerProcess
+    log: Path
+
+    def wait(self, timeout_s: float = 120) -> Ended:
+        """Wait for its end."""
+        self.process.join(timeout_s)
+        assert self.process.exitcode is not None, "still running"
+        return Ended(self.process.exitcode, self.log.read_text())
+
+
+Start = Callable[..., Started]
+
+
+def run_of(recipe: Path, *overrides: str) -> Run:
+    """The run that a recipe stands for."""
+    from slime_ray.training.stage import resolve
+
+    return resolve(load_recipe(recipe, list(overrides))).run
+
+
+def metrics_without_timings(run: Run) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, all but how long things took."""
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in run.metrics()]
+
+
+def assert_same_outcome(run: Run, undisturbed: Run) -> None:
+    """Final weights equal to the last bit, and all metrics too."""
+    assert metrics_without_timings(run) == metrics_without_timings(undisturbed)
+    name = "model.safetensors"
+    assert (run.final / name).read_bytes() == (undisturbed.final / name).read_bytes()
+    assert run.manifest() is not None
+
+
+def wait_until(condition: Callable[[], Any], *, timeout_s: float = 60) -> None:
+    """Look again and again until a condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def train(arguments: list[str], log: str, kill: Kill | None) -> None:
+    """What a forked process does: the command `slime-ray train` with its output in a file."""
+    os.setpgrp()
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    import torch
+
+    from slime_ray.cli import main
+
+    torch.set_num_threads(1)
+    if kill is not None:
+        _arm(kill)
+    sys.argv = ["slime-ray", "train", *arguments]
+    main()
+
+
+def _arm(kill: Kill) -> None:
+    seen = 0
+
+    def die() -> None:
+        time.sleep(kill.delay_s)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event not in _CHANGES or kill.inside not in str(arguments[0]):
+            return
+        if event == "open" and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
+            return
+        if seen == kill.operation:
+            threading.Thread(target=die).start() if kill.delay_s else die()
+        seen += 1
+        if kill.count_to is not None:
+            descriptor = os.open(kill.count_to, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+            os.write(descriptor, str(seen).encode())
+            os.close(descriptor)
+
+    sys.addaudithook(hook)
