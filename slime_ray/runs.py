@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -198,15 +198,15 @@ class Run:
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""
-        append_text(self.metrics_file, json.dumps(metrics) + "\n")
+        append_text(self.metrics_file, to_lines([metrics]))
 
     def metrics(self) -> list[dict[str, float]]:
         """All whole lines of metrics.jsonl, in order; a line that is being written is left for later."""
         return [json.loads(line) for line in whole_lines(self.metrics_file)]
 
-    def rewind(self, lines: int) -> None:
-        """Keep only the first lines of metrics.jsonl: those of the checkpoint that the run goes on from."""
-        write_whole(self.metrics_file, "".join(f"{line}\n" for line in whole_lines(self.metrics_file)[:lines]))
+    def set_metrics(self, lines: Sequence[dict[str, float]]) -> None:
+        """Write metrics.jsonl anew."""
+        write_whole(self.metrics_file, to_lines(lines))
 
     def note(self, kind: EventKind, message: str, *, step: int | None = None) -> None:
         """Append to events.jsonl; the same warning of the same step, met again after a resume, only once."""
@@ -237,6 +237,11 @@ class Run:
         self.note("finished", "")
         manifest.write(self.folder / "manifest.json")
         return manifest
+
+
+def to_lines(rows: Sequence[Any]) -> str:
+    """JSON Lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def run_of(recipe: Recipe, *, data: str, model: str) -> Run:

@@ -23,7 +23,7 @@ class GuardConfig(Section):
     entropy_rise: float = Field(
         default=0.25,
         gt=0.0,
-        description="how far the entropy on chosen tokens may rise for two evaluations in a row, nats per token; "
+        description="how far the entropy on chosen tokens may rise for three evaluations in a row, nats per token; "
         "twice as far for one",
     )
     floor: float = Field(

@@ -7,7 +7,7 @@ checkpoint needs no state of a random generator and fits any number of workers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from slime_ray.checkpoints import MANIFEST, Checkpoint, CheckpointManifest, discard
-from slime_ray.storage import flush, folder_files, is_local, write_json
+from slime_ray.runs import to_lines
+from slime_ray.storage import flush, folder_files, is_local, whole_lines, write_json, write_text
 
 _WEIGHTS, _OPTIMIZER, _POSITION = "model.safetensors", "optimizer.safetensors", "position.json"
+# The lines of metrics.jsonl so far: what a run that goes on from here has to begin with.
+_METRICS = "metrics.jsonl"
 
 
 @dataclass
@@ -48,13 +51,15 @@ class Snapshot:
     Attributes:
         weights: the trained parameters by name: all of a model, or its adapter.
         optimizer: AdamW's moments and step counts, `exp_avg.NAME` and so on.
-        position: the rest, as JSON: step, tokens, the schedule, and the lines of metrics.jsonl so far.
+        position: the rest, as JSON: step, tokens and the schedule.
+        lines: of metrics.jsonl so far.
         evaluation: what was measured on held-out rows at this step.
     """
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     position: dict[str, Any]
+    lines: Sequence[dict[str, float]]
     evaluation: dict[str, float]
 
     @property
@@ -63,16 +68,16 @@ class Snapshot:
         return self.position["step"]
 
 
-def take_snapshot(state: LoopState, *, lines: int, evaluation: dict[str, float]) -> Snapshot:
+def take_snapshot(state: LoopState, *, lines: Sequence[dict[str, float]], evaluation: dict[str, float]) -> Snapshot:
     """Copy a loop's state to host memory; training may go on as soon as this returns."""
     moments = {
         f"{kind}.{name}": _to_host(value)
         for name, parameter in state.parameters
         for kind, value in state.optimizer.state.get(parameter, {}).items()
     }
-    position = {"step": state.step, "tokens": state.tokens, "lines": lines, "schedule": state.schedule.state_dict()}
+    position = {"step": state.step, "tokens": state.tokens, "schedule": state.schedule.state_dict()}
     weights = {name: _to_host(parameter) for name, parameter in state.parameters}
-    return Snapshot(weights=weights, optimizer=moments, position=position, evaluation=evaluation)
+    return Snapshot(weights, moments, position, lines=tuple(lines), evaluation=evaluation)
 
 
 def write_checkpoint(snapshot: Snapshot, folder: Path, *, run: str, may_commit: Callable[[], bool]) -> bool:
@@ -92,6 +97,7 @@ def write_checkpoint(snapshot: Snapshot, folder: Path, *, run: str, may_commit: 
     _save(snapshot.weights, folder / _WEIGHTS)
     _save(snapshot.optimizer, folder / _OPTIMIZER)
     write_json(folder / _POSITION, snapshot.position)
+    write_text(folder / _METRICS, to_lines(snapshot.lines))
     files = folder_files(folder)
     if not may_commit():
         return False
@@ -100,11 +106,11 @@ def write_checkpoint(snapshot: Snapshot, folder: Path, *, run: str, may_commit: 
     return True
 
 
-def restore(checkpoint: Checkpoint, state: LoopState) -> int:
+def restore(checkpoint: Checkpoint, state: LoopState) -> list[dict[str, float]]:
     """Put a checkpoint's state into a loop, in place.
 
     Returns:
-        The lines of metrics.jsonl that were written before it.
+        The lines of metrics.jsonl so far.
     """
     restore_weights(checkpoint, state.parameters)
     moments = _load(checkpoint.folder / _OPTIMIZER)
@@ -124,7 +130,7 @@ def restore(checkpoint: Checkpoint, state: LoopState) -> int:
     for group, rate in zip(state.optimizer.param_groups, state.schedule.get_last_lr(), strict=True):
         group["lr"] = rate
     state.step, state.tokens = position["step"], position["tokens"]
-    return position["lines"]
+    return [json.loads(line) for line in whole_lines(checkpoint.folder / _METRICS)]
 
 
 @torch.no_grad()

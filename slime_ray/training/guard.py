@@ -12,6 +12,9 @@ from slime_ray.config.guard import GuardConfig
 # Steps whose median gradient norm later ones are compared with: enough for one odd batch, or the first one's large
 # gradient, not to count.
 _FIRST_STEPS = 10
+# Evaluations in a row that make a rise of the entropy a lasting one: SLIME's first steps may flatten a distribution for
+# two of them.
+_LASTING = 3
 
 Line = Mapping[str, float]
 
@@ -53,8 +56,8 @@ class _Watch:
         what: it in words, with `{value}`, `{change}` or `{points}`, and `{floor}`.
         shown: the value that it is compared with, in words.
         meaning: what it usually means and what to do.
-        lasting: it is compared with the start, and getting worse counts if it lasts for two evaluations, or is twice
-            as bad at one; else it is compared with the best so far, at once.
+        lasting: it is compared with the start, and getting worse counts if it lasts for `_LASTING` evaluations, or is
+            twice as bad at one; else it is compared with the best so far, at once.
     """
 
     metric: str
@@ -146,9 +149,9 @@ def _worse(
     allowed = getattr(settings, watch.setting)
     why = f"guard.{watch.setting} = {allowed:g}"
     if watch.lasting:
-        before = [watch.sign * (compared - line[watch.metric]) for line in measured[1:]]
-        if before and before[-1] > allowed:
-            why += ", twice in a row"
+        before = [watch.sign * (compared - line[watch.metric]) for line in measured[1 - _LASTING :]]
+        if len(before) == _LASTING - 1 and min(before) > allowed:
+            why += f", {_LASTING} evaluations in a row"
         else:
             allowed, why = 2 * allowed, f"twice {why}"
     if watch.setting == "accuracy_fall" and (noise := 2 * _standard_error(value, compared, pairs=pairs)) > allowed:

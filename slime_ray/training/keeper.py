@@ -61,11 +61,11 @@ class RunKeeper:
     def resume(self, state: LoopState) -> None:
         """Put the newest sound checkpoint into the loop; damaged ones are refused by name."""
         checkpoint = broadcast(self._choose() if rank() == 0 else None)
-        lines = restore(checkpoint, state) if checkpoint is not None else 0
+        lines = restore(checkpoint, state) if checkpoint is not None else []
         if rank() != 0:
             return
-        self._run.rewind(lines)
-        self._lines = self._run.metrics()
+        self._run.set_metrics(lines)
+        self._lines = lines
         self._board = Board(self._run, self._lines)
         self._saver = Saver(self._run, self._recipe.checkpoint, may_commit=lambda: self._orders.wish != "lost")
         if checkpoint is not None:
@@ -102,6 +102,12 @@ class RunKeeper:
             raise error
         return Ending(ending) if ending else None
 
+    def settle(self) -> None:
+        """See that metrics.jsonl holds what was logged here, and nothing that a writer before us added late."""
+        self.check_hold()
+        if self._run.metrics() != self._lines:
+            self._run.set_metrics(self._lines)
+
     def close(self) -> None:
         """Write what is still in memory."""
         if self._board is not None:
@@ -134,7 +140,7 @@ class RunKeeper:
         asked = self._orders.wishes > self._answered
         self._answered = self._orders.wishes
         if now or asked or self._saver.due(state.step, evaluation):
-            self._saver.save(state, lines=len(self._lines), evaluation=evaluation)
+            self._saver.save(state, lines=self._lines, evaluation=evaluation)
         if now:
             self._saver.wait()
 

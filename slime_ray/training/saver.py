@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from slime_ray.checkpoints import best, discard, folder_of, read_checkpoints, superfluous
 from slime_ray.config.checkpoint import CheckpointConfig
@@ -39,7 +39,7 @@ class Saver:
         by_steps = settings.every_steps is not None and step - (self._step or 0) >= settings.every_steps
         return by_steps or (settings.every_minutes is not None and minutes >= settings.every_minutes)
 
-    def save(self, state: LoopState, *, lines: int, evaluation: dict[str, float]) -> None:
+    def save(self, state: LoopState, *, lines: Sequence[dict[str, float]], evaluation: dict[str, float]) -> None:
         """Copy the state and begin to write it; an earlier checkpoint that is still being written is waited for.
 
         Raises:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 from slime_ray.runs import Run
 from slime_ray.storage import is_local, remove
+
+_FLUSH_S = 10.0
 
 
 class Board:
@@ -17,17 +22,24 @@ class Board:
         """Args: the run, and its lines of metrics so far."""
         folder = run.folder / "tensorboard"
         remove(folder)
-        # The library writes to local disks only.
-        self._writer = SummaryWriter(logdir=str(folder), flush_secs=10) if is_local(folder) else None
+        self._writer: EventsWriter | None = None
+        self._flushed = time.monotonic()
+        if is_local(folder):  # the library writes to local disks only
+            folder.mkdir(parents=True)
+            self._writer = EventsWriter(str(folder / "events"))
         for line in lines:
             self.add(line)
 
     def add(self, metrics: dict[str, float]) -> None:
         """Add one line of metrics."""
-        if self._writer is not None:
-            for name, value in metrics.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, global_step=int(metrics["step"]))
+        if self._writer is None:
+            return
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items() if name != "step"]
+        event = Event(wall_time=time.time(), step=int(metrics["step"]), summary=Summary(value=values))
+        self._writer.write_event(event)
+        if time.monotonic() - self._flushed > _FLUSH_S:
+            self._writer.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Write what is still in memory."""

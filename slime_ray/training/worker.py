@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +17,7 @@ from slime_ray.model.export import export, pad_id
 from slime_ray.model.loading import check_vocabulary, load_model
 from slime_ray.model.policy import Policy
 from slime_ray.objectives.table import OBJECTIVES
-from slime_ray.runs import Run
+from slime_ray.runs import Run, to_lines
 from slime_ray.storage import disk_errors, free_bytes, json_hash, remove, size_text, used_bytes, write_text
 from slime_ray.training.card import model_card
 from slime_ray.training.checkpoint import restore_weights
@@ -79,7 +78,7 @@ def _run_stage(stage: Stage, prepared: PreparedData, orders: Orders, device: tor
     watched = OBJECTIVES[recipe.loss.kind].needs_pairs and recipe.guard.action != "off"
     means = answer_means(policy, training.train, recipe.training) if watched else None
     if rank() == 0:
-        keeper.check_hold()
+        keeper.settle()
         if means is not None:
             _list_suspects(run, find_suspects(means, training.train, form.tokenizer))
         rows = len(training.train)
@@ -113,9 +112,7 @@ def _export_best(stage: Stage, policy: Policy, form: ChatFormat) -> None:
 
 
 def _list_suspects(run: Run, found: Suspects) -> None:
-    write_text(
-        run.folder / "suspects.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows())
-    )
+    write_text(run.folder / "suspects.jsonl", to_lines(found.rows()))
     if found.listed:
         run.note("warning", found.summary())
 

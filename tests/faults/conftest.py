@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Kill, Start, Started, train
+from slime_ray.runs import Run
+from tests.conftest import recipe_writer
+from tests.faults.harness import Fault, Start, Started, run_of, train
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +30,9 @@ def start(server: ForkServerContext, tmp_path: Path) -> Iterator[Start]:
     """A function that starts `slime-ray train RECIPE [override ...]`; what still runs after the test is killed."""
     started: list[Started] = []
 
-    def launch(recipe: Path, *arguments: str, kill: Kill | None = None) -> Started:
+    def launch(recipe: Path, *arguments: str, fault: Fault | None = None) -> Started:
         log = tmp_path / f"{len(started)}.log"
-        process = server.Process(target=train, args=([str(recipe), *arguments], str(log), kill))
+        process = server.Process(target=train, args=([str(recipe), *arguments], str(log), fault))
         process.start()
         started.append(Started(process, log))
         return started[-1]
@@ -41,3 +43,43 @@ def start(server: ForkServerContext, tmp_path: Path) -> Iterator[Start]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each.process.pid or 0, signal.SIGKILL)
         each.process.join()
+
+
+# Adapters with dropout and a head trained in full, so that whatever may be forgotten is there; 12 steps.
+SETTINGS = {
+    "training.max_steps": 12,
+    "training.eval_every": 4,
+    "training.learning_rate": 1e-2,
+    "training.scheduler": "cosine",
+    "training.warmup_ratio": 0.2,
+    "checkpoint.every_steps": 2,
+    "lora.r": 4,
+    "lora.alpha": 8,
+    "lora.dropout": 0.1,
+    "lora.modules_to_save": ["lm_head"],
+    "loss.kind": "dpo",
+}
+
+
+@pytest.fixture(scope="session")
+def recipe(
+    tiny_model: Path, preference_file: Path, held_out_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    write = recipe_writer(tmp_path_factory.mktemp("recipe"), model=tiny_model, data=preference_file)
+    return write(SETTINGS | {"data.eval": [str(held_out_file)]})
+
+
+@pytest.fixture(scope="session")
+def undisturbed(recipe: Path, server: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run of the recipe, trained in one go."""
+    process = server.Process(target=train, args=([str(recipe)], str(tmp_path_factory.mktemp("log") / "log"), None))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return run_of(recipe)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    """An override that gives a test a runs folder of its own."""
+    return f"runs_dir={tmp_path / 'runs'}"

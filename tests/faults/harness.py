@@ -22,12 +22,13 @@ TIMINGS = {"tokens_per_second", "pairs_per_second"}
 
 
 @dataclass(frozen=True)
-class Kill:
-    """SIGKILL at a file operation, the nth below the run's folder whose path has `inside` in it.
+class Fault:
+    """A signal that a training gets at a file operation, the nth whose path has `inside` in it.
 
     Attributes:
-        inside: such as "checkpoints/" or "final/".
-        operation: from 0; a number that is never reached kills nothing.
+        inside: such as "RUN/checkpoints/".
+        operation: from 0; a number that is never reached does nothing.
+        signal: what it gets; SIGSTOP holds it there.
         delay_s: passes between the operation and the signal.
         count_to: a file that is given the number of operations that were seen.
     """
@@ -35,6 +36,7 @@ class Kill:
     inside: str
     operation: int
     delay_s: float = 0.0
+    signal: int = signal.SIGKILL
     count_to: str | None = None
 
 
@@ -52,6 +54,18 @@ class Started:
 
     process: ForkServerProcess
     log: Path
+
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    def stopped(self) -> bool:
+        """Whether a SIGSTOP holds it."""
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.process.pid or 0, number)
 
     def wait(self, timeout_s: float = 120) -> Ended:
         """Wait for its end."""
@@ -91,7 +105,7 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float = 60) -> None:
         time.sleep(0.02)
 
 
-def train(arguments: list[str], log: str, kill: Kill | None) -> None:
+def train(arguments: list[str], log: str, fault: Fault | None) -> None:
     """What a forked process does: the command `slime-ray train` with its output in a file."""
     os.setpgrp()
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
@@ -102,30 +116,30 @@ def train(arguments: list[str], log: str, kill: Kill | None) -> None:
     from slime_ray.cli import main
 
     torch.set_num_threads(1)
-    if kill is not None:
-        _arm(kill)
+    if fault is not None:
+        _arm(fault)
     sys.argv = ["slime-ray", "train", *arguments]
     main()
 
 
-def _arm(kill: Kill) -> None:
+def _arm(fault: Fault) -> None:
     seen = 0
 
-    def die() -> None:
-        time.sleep(kill.delay_s)
-        os.kill(os.getpid(), signal.SIGKILL)
+    def strike() -> None:
+        time.sleep(fault.delay_s)
+        os.kill(os.getpid(), fault.signal)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event not in _CHANGES or kill.inside not in str(arguments[0]):
+        if event not in _CHANGES or fault.inside not in str(arguments[0]):
             return
         if event == "open" and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
             return
-        if seen == kill.operation:
-            threading.Thread(target=die).start() if kill.delay_s else die()
+        if seen == fault.operation:
+            threading.Thread(target=strike).start() if fault.delay_s else strike()
         seen += 1
-        if kill.count_to is not None:
-            descriptor = os.open(kill.count_to, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        if fault.count_to is not None:
+            descriptor = os.open(fault.count_to, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             os.write(descriptor, str(seen).encode())
             os.close(descriptor)
 

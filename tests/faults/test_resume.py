@@ -1,4 +1,4 @@
-"""Whatever ends a training in this process, the same command gives the weights of one that nothing disturbed."""
+"""Whatever ends a training, the same command gives the weights and metrics of one that nothing disturbed."""
 
 from __future__ import annotations
 
@@ -10,39 +10,10 @@ from random import Random
 import pytest
 
 from slime_ray.runs import Run
-from tests.faults.harness import Kill, Start, assert_same_outcome, run_of
+from tests.faults.harness import Fault, Start, assert_same_outcome, run_of, wait_until
 
-STEPS = 12
-KILLS = 20
-# Adapters with dropout and a head trained in full: whatever may be forgotten is there.
-SETTINGS = {
-    "training.max_steps": STEPS,
-    "training.eval_every": 4,
-    "training.learning_rate": 1e-2,
-    "training.scheduler": "cosine",
-    "training.warmup_ratio": 0.2,
-    "checkpoint.every_steps": 2,
-    "lora.r": 4,
-    "lora.alpha": 8,
-    "lora.dropout": 0.1,
-    "lora.modules_to_save": ["lm_head"],
-    "loss.kind": "dpo",
-}
-WriteRecipe = Callable[..., Path]
-
-
-@pytest.fixture
-def recipe(write_recipe: WriteRecipe, held_out_file: Path) -> Path:
-    return write_recipe(SETTINGS | {"data.eval": [str(held_out_file)]})
-
-
-@pytest.fixture
-def undisturbed(recipe: Path, start: Start, tmp_path: Path) -> Run:
-    """The same run in another runs folder, trained in one go."""
-    elsewhere = f"runs_dir={tmp_path / 'undisturbed'}"
-    ended = start(recipe, elsewhere).wait()
-    assert ended.code == 0, ended.err
-    return run_of(recipe, elsewhere)
+# In metrics.jsonl the line of step n is the nth, but for one line more for each evaluation before it.
+IN_STEP_7 = 8
 
 
 @pytest.mark.slow
@@ -52,15 +23,135 @@ def test_killed_while_it_writes(
 ) -> None:
     """Twenty seeded moments: in a checkpoint, in final/, and anywhere in the run's folder."""
     counted = tmp_path / "operations"
-    start(recipe, kill=Kill(f"{run_of(recipe).folder}{part}", operation=10**9, count_to=str(counted))).wait()
+    never = f"runs_dir={tmp_path / 'never'}"
+    inside = f"{run_of(recipe, never).folder}{part}"
+    start(recipe, never, fault=Fault(inside, operation=10**9, count_to=str(counted))).wait()
     operations = int(counted.read_text())
     assert operations > kills
     random = Random(f"kills/{part}")
     for number in range(kills):
         place = f"runs_dir={tmp_path / str(number)}"
         moment = random.randrange(operations), random.choice([0.0, random.uniform(0, 2e-3)])
-        killed = start(recipe, place, kill=Kill(f"{run_of(recipe, place).folder}{part}", *moment)).wait()
+        killed = start(recipe, place, fault=Fault(f"{run_of(recipe, place).folder}{part}", *moment)).wait()
         assert killed.code == -signal.SIGKILL, (moment, killed.err)
         again = start(recipe, place).wait()
         assert again.code == 0, (moment, again.err)
         assert_same_outcome(run_of(recipe, place), undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop(number: int, recipe: Path, place: str, start: Start, undisturbed: Run) -> None:
+    run = run_of(recipe, place)
+    stopped = start(recipe, place, fault=Fault(str(run.metrics_file), IN_STEP_7, signal=number)).wait()
+    assert stopped.code == 130
+    assert stopped.err.splitlines()[-1] == f"{run.name}: stopped after step 7; the same command goes on from there"
+    assert "Traceback" not in stopped.err
+    assert [path.name for path in sorted(run.checkpoints.iterdir())][-1] == "step-00000007"
+    assert run.state() == "interrupted"
+    again = start(recipe, place).wait()
+    assert again.code == 0, again.err
+    assert_same_outcome(run, undisturbed)
+    # Nothing was computed twice: the board holds each step once too, and the run tells what happened to it.
+    assert [event.kind for event in run.events() if event.kind != "warning"] == [
+        "started",
+        "interrupted",
+        "resumed",
+        "finished",
+    ]
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "found"),
+    [
+        ("optimizer.safetensors", truncate, "has "),
+        ("model.safetensors", flip_a_bit, "has other content than was written"),
+        ("position.json", Path.unlink, "is missing"),
+        ("manifest.json", flip_a_bit, "changed after it was written"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_by_name(
+    name: str, damage: Callable[[Path], None], found: str, recipe: Path, place: str, start: Start, undisturbed: Run
+) -> None:
+    run = run_of(recipe, place)
+    assert start(recipe, place, fault=Fault(str(run.metrics_file), IN_STEP_7, signal=signal.SIGTERM)).wait().code == 130
+    file = run.checkpoints / "step-00000007" / name
+    damage(file)
+    again = start(recipe, place).wait()
+    assert again.code == 0, again.err
+    warning = next(line for line in again.err.splitlines() if "refused" in line)
+    assert f"a checkpoint was refused: {file}" in warning
+    assert found in warning or name == "manifest.json"
+    assert warning.endswith("; going on from step 6")
+    assert_same_outcome(run, undisturbed)
+
+
+def test_no_sound_checkpoint_is_left(recipe: Path, place: str, start: Start, undisturbed: Run) -> None:
+    run = run_of(recipe, place)
+    start(recipe, place, fault=Fault(str(run.metrics_file), IN_STEP_7, signal=signal.SIGTERM)).wait()
+    for folder in run.checkpoints.iterdir():
+        truncate(folder / "model.safetensors")
+    again = start(recipe, place).wait()
+    assert again.code == 0, again.err
+    assert sum("going on from the start" in line for line in again.err.splitlines()) == 3
+    assert_same_outcome(run, undisturbed)
+
+
+def test_the_same_command_twice_at_once(recipe: Path, place: str, start: Start, undisturbed: Run) -> None:
+    run = run_of(recipe, place)
+    first = start(recipe, place, fault=Fault(str(run.metrics_file), IN_STEP_7, signal=signal.SIGSTOP))
+    wait_until(first.stopped)
+    leaves = start(recipe, place).wait()
+    assert leaves.code == 2
+    held = f"{run.name} is held by process {first.process.pid} on "
+    assert leaves.err.splitlines()[-1].startswith(f"error: {held}")
+    assert leaves.err.splitlines()[-1].endswith("; wait for it with --wait, or stop that process")
+
+    waits = start(recipe, place, "--wait")
+    wait_until(lambda: held in waits.printed())
+    first.send(signal.SIGCONT)
+    assert first.wait().code == 0
+    assert waits.wait().code == 0
+    assert waits.printed().splitlines()[-1] == str(run.folder)
+    assert "resumed" not in [event.kind for event in run.events()]
+    assert_same_outcome(run, undisturbed)
+
+
+def test_a_dead_holder_is_no_holder(recipe: Path, place: str, start: Start, undisturbed: Run) -> None:
+    run = run_of(recipe, place)
+    assert start(recipe, place, fault=Fault(str(run.metrics_file), IN_STEP_7)).wait().code == -signal.SIGKILL
+    again = start(recipe, place).wait()
+    assert again.code == 0, again.err
+    assert_same_outcome(run, undisturbed)
+
+
+def test_a_holder_that_was_taken_for_dead_writes_no_more_than_it_was_writing(
+    recipe: Path, place: str, start: Start, undisturbed: Run
+) -> None:
+    run = run_of(recipe, place)
+    first = start(recipe, place, fault=Fault(str(run.metrics_file), IN_STEP_7, signal=signal.SIGSTOP))
+    wait_until(first.stopped)
+    # As it looks from a machine that cannot see the process: someone takes its lease, and lets it go again.
+    entry = next(run.lease.iterdir())
+    entry.with_name("000002.json").write_text(entry.read_text().replace('"released":false', '"released":true'))
+    second = start(recipe, place).wait()
+    assert second.code == 0, second.err
+    assert_same_outcome(run, undisturbed)
+    files = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and "lease" not in str(path)}
+    first.send(signal.SIGCONT)
+    ended = first.wait()
+    assert ended.code == 2
+    assert "another process holds this run now" in ended.err.splitlines()[-1]
+    now = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and "lease" not in str(path)}
+    changed = {path.name for path in now.keys() | files.keys() if now.get(path) != files.get(path)}
+    # The line that it was stopped in, and the news that it gave up.
+    assert changed <= {"metrics.jsonl", "events.jsonl"}

@@ -74,12 +74,16 @@ def test_a_run_that_learned_and_then_broke_is_compared_with_its_best() -> None:
     [
         ([0.6, 0.95], False),  # once, by less than twice the limit
         ([0.6, 1.05], True),
-        ([0.6, 0.95, 0.7], False),  # a passing rise
-        ([0.6, 0.7, 0.95], False),
-        ([0.6, 0.85, 0.85], True),
-        ([0.6, 0.95, 0.79], False),
-        ([0.6, 0.1, 0.7, 0.75], False),  # sharpened and let go again: the start is what counts
-        ([0.6, 0.1, 0.85, 0.85], True),
+        ([0.6, 0.95, 0.95], False),  # for two evaluations
+        ([0.6, 0.85, 0.85, 0.85], True),
+        ([0.6, 0.95, 0.95, 0.7], False),  # a passing rise
+        ([0.6, 0.7, 0.95, 0.95], False),
+        ([0.6, 0.95, 0.7, 0.95, 0.95], False),
+        ([0.6, 0.95, 0.95, 0.7, 0.95], False),
+        ([0.6, 0.7, 0.85, 0.85, 0.85], True),
+        ([0.6, 0.95, 0.95, 0.79], False),
+        ([0.6, 0.1, 0.7, 0.75, 0.75], False),  # sharpened and let go again: the start is what counts
+        ([0.6, 0.1, 0.85, 0.85, 0.85], True),
     ],
 )
 def test_an_entropy_must_stay_above_the_start_or_rise_twice_as_far(entropies: list[float], fires: bool) -> None:
@@ -88,10 +92,9 @@ def test_an_entropy_must_stay_above_the_start_or_rise_twice_as_far(entropies: li
 
 
 def test_an_entropy_that_stays_up_says_so() -> None:
-    lines = [evaluation(0, entropy=0.6), evaluation(25, entropy=0.85), evaluation(50, entropy=0.9)]
-    (finding,) = found(*lines)
+    (finding,) = found(*(evaluation(25 * number, entropy=0.6 + 0.1 * number) for number in (0, 3, 3.5, 4)))
     assert finding.limit == pytest.approx(0.8)
-    assert "0.30 above the 0.60 of step 0 (guard.entropy_rise = 0.2, twice in a row): " in str(finding)
+    assert "0.40 above the 0.60 of step 0 (guard.entropy_rise = 0.2, 3 evaluations in a row): " in str(finding)
 
 
 def test_only_the_newest_evaluation_is_judged() -> None:
