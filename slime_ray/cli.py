@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from slime_ray.errors import Interrupted, SlimeRayError
 from slime_ray.overrides import load_recipe
@@ -31,7 +31,7 @@ _TRAIN_EXTRA = {"torch", "ray", "peft", "matplotlib", "safetensors"}
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[dotted.key=value]...", show_default=False)]
-RunsDir = Annotated[Path, typer.Option(help="Where run folders are kept.")]
+RunsDir = Annotated[str, typer.Option(help="Where run folders are kept: a folder or an fsspec URL.")]
 
 
 def main(*command: str) -> None:
@@ -65,12 +65,13 @@ def inspect(
     from slime_ray.data import inspection
     from slime_ray.data.inspection_table import render
     from slime_ray.model.source import find_model
+    from slime_ray.storage import place
 
     settings = load_recipe(recipe) if recipe else None
     tokenizer = None
     if settings is not None:
         name = settings.model.tokenizer or settings.model.name
-        tokenizer = find_model(name, runs_dir=Path(settings.runs_dir)).pinned
+        tokenizer = find_model(name, runs_dir=place(settings.runs_dir)).pinned
     found = inspection.inspect(paths, settings, tokenizer=tokenizer)
     if as_json:
         print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
@@ -106,10 +107,50 @@ def train(
 
 
 @app.command()
+def runs(
+    runs_dir: RunsDir = "runs",
+    prune: Annotated[bool, typer.Option("--prune", help="Remove checkpoints that are of no more use.")] = False,
+) -> None:
+    """List runs: state, objective, last metrics, parent; or remove what their retention allows."""
+    from slime_ray.overview import runs_table
+    from slime_ray.pruning import prune as prune_runs
+    from slime_ray.storage import place, size_text
+
+    folder = place(runs_dir)
+    if not prune:
+        _print_wide(runs_table(folder))
+        return
+    removed, left = prune_runs(folder)
+    for item in removed:
+        print(f"removed {item.path} ({size_text(item.size)}): {item.reason}")
+    for sentence in left:
+        print(f"left alone {sentence}")
+    print(f"{size_text(sum(item.size for item in removed))} freed")
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its recipe's.")],
+    runs_dir: RunsDir = "runs",
+    plot: Annotated[Path | None, typer.Option(help="Draw its metrics into this PNG file.")] = None,
+) -> None:
+    """Print one run: what it is made from, its metrics, checkpoints and warnings."""
+    from slime_ray.overview import pick_run, run_report
+    from slime_ray.storage import place
+
+    found = pick_run(place(runs_dir), run)
+    _print_wide(run_report(found))
+    if plot is not None:
+        from slime_ray.training.plot import plot_run
+
+        print(plot_run(found, plot))
+
+
+@app.command()
 def score(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="run:NAME, a folder or a hub name.")],
     data: Annotated[str, typer.Option(help="Held-out pairs; a row's `check` says what a right answer is.")],
-    runs_dir: RunsDir = Path("runs"),
+    runs_dir: RunsDir = "runs",
     max_length: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 2048,
     max_new_tokens: Annotated[int, typer.Option(help="Where a generated answer is cut off.")] = 256,
     samples: Annotated[int, typer.Option(help="Print so many prompts with every model's answer.")] = 4,
@@ -119,22 +160,24 @@ def score(
     from dataclasses import asdict
 
     from slime_ray.model.source import find_model
+    from slime_ray.storage import place
     from slime_ray.training import scoreboard
     from slime_ray.training.scoring import check_comparable
     from slime_ray.training.scoring import score as score_model
 
+    folder = place(runs_dir)
     scores = []
     for model in models:
         print(f"scoring {model}", file=sys.stderr)
         options = {"max_length": max_length, "max_new_tokens": max_new_tokens}
-        scores.append(score_model(model, data, runs_dir=runs_dir.absolute(), **options))
+        scores.append(score_model(model, data, runs_dir=folder, **options))
     check_comparable(scores)
     if as_json:
         print(json.dumps([asdict(found) for found in scores], indent=2, ensure_ascii=False))
     else:
         Console().print(scoreboard.render(scores, samples=samples))
         for model in models:
-            location = Path(find_model(model, runs_dir=runs_dir.absolute()).location)
+            location = Path(find_model(model, runs_dir=folder).location)
             print(f"{model}: {location}")
             if (plot := location.parent / "metrics.png").is_file():
                 print(f"{'':>{len(model)}}  {plot}")
@@ -158,6 +201,8 @@ def quickstart_model(folder: Path, data: Annotated[str, typer.Option(help="SFT r
 
 
 def _plan_rows(plan: Plan, pairs_per_step: int) -> dict[str, str]:
+    from slime_ray.storage import size_text
+
     parts = {"train": plan.train, "held out": plan.held_out}
     rows = {
         "run": f"{plan.run} ({'finished' if plan.finished else 'not yet trained'})",
@@ -166,6 +211,7 @@ def _plan_rows(plan: Plan, pairs_per_step: int) -> dict[str, str]:
         "steps": f"{plan.steps:,}",
         "pairs per step": f"{pairs_per_step:,}",
         "tokens per step": f"{plan.tokens_per_step:,.0f} on average",
+        "disk": f"{size_text(plan.run_bytes)} at most, {size_text(plan.checkpoint_bytes)} a checkpoint",
     }
     for name, facts in parts.items():
         if facts is None:
@@ -175,6 +221,12 @@ def _plan_rows(plan: Plan, pairs_per_step: int) -> dict[str, str]:
         rows[f"{name} rows"] = f"{facts.rows:,} usable; skipped: {skipped or 'none'}"
         rows[f"{name} rows cut"] = f"prompt {facts.prompt_cut:,}, completion {facts.completion_cut:,}"
     return rows
+
+
+def _print_wide(table: RenderableType) -> None:
+    """Print for people on a terminal, and in a log without cutting lines to a terminal's width."""
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=1000).print(table)
 
 
 def _warn(warnings: list[str]) -> None:

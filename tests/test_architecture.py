@@ -21,6 +21,7 @@ STEPS: list[set[str]] = [
     {"sealed", "lease"},
     {"runs"},
     {"checkpoints"},
+    {"overview", "pruning"},
     {"data", "objectives", "evaluation"},
     {"model"},
     {"quickstart"},

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from slime_ray.training.pulse import waiting
+
 # Gradients travel in buckets of about this many numbers, so that no second copy of them all is made.
 _BUCKET_ELEMENTS = 16 * 1024 * 1024
 
@@ -93,7 +95,8 @@ def wait_for_all() -> None:
 def _together() -> Iterator[None]:
     """Tell what the process group raises when a worker is gone from a mistake of the program."""
     try:
-        yield
+        with waiting():
+            yield
     except RuntimeError as error:
         raise LostTouchError(str(error)) from error
 

@@ -89,7 +89,9 @@ def _watched(stage: Stage, prepared: PreparedData, lease: Lease) -> Ending:
     with Progress(stage.run, steps=steps), on_signal(stop):
         if stage.recipe.training.num_workers == 0:
             return _train_here(stage, prepared, lease)
-        return _train_on_ray(stage, prepared.folder, lease)
+        # Connecting, Ray takes SIGTERM for itself.
+        with _connected(stage) as cluster, on_signal(stop):
+            return _train_on_ray(stage, prepared.folder, lease, cluster)
 
 
 def _raise_unfinished(stage: Stage, ending: Ending) -> None:
@@ -136,28 +138,27 @@ def _train_here(stage: Stage, prepared: PreparedData, lease: Lease) -> Ending:
     return run_stage(stage, prepared, lease, device=device, report=lambda _: None)
 
 
-def _train_on_ray(stage: Stage, tokens: Path, lease: Lease) -> Ending:
+def _train_on_ray(stage: Stage, tokens: Path, lease: Lease, cluster: Any) -> Ending:
     """Train on Ray's workers; when some are lost, go on from the last checkpoint with new ones.
 
     Raises:
         ClusterError: workers were lost more often than `training.max_failures` allows.
     """
     lost = 0
-    with _connected(stage) as cluster:
-        while True:
-            _check_resources(stage, [node["Resources"] for node in cluster.nodes() if node["Alive"]])
-            try:
-                return _attempt(stage, tokens, lease)
-            except LostWorkers as error:
-                lost += 1
-                stage.run.note("worker lost", str(error))
-                allowed = stage.recipe.training.max_failures
-                if lost > allowed:
-                    raise ClusterError(
-                        f"{stage.run.name}: {error}. That was failure {lost} of this command, training.max_failures = "
-                        f"{allowed}; look at these workers' nodes, the same command goes on from the last checkpoint"
-                    ) from None
-                _say(f"{error}; failure {lost} of {allowed} allowed, going on from the last checkpoint")
+    while True:
+        _check_resources(stage, [node["Resources"] for node in cluster.nodes() if node["Alive"]])
+        try:
+            return _attempt(stage, tokens, lease)
+        except LostWorkers as error:
+            lost += 1
+            stage.run.note("worker lost", str(error))
+            allowed = stage.recipe.training.max_failures
+            if lost > allowed:
+                raise ClusterError(
+                    f"{stage.run.name}: {error}. That was failure {lost} of this command, training.max_failures = "
+                    f"{allowed}; look at these workers' nodes, the same command goes on from the last checkpoint"
+                ) from None
+            _say(f"{error}; failure {lost} of {allowed} allowed, going on from the last checkpoint")
 
 
 @contextmanager
@@ -291,6 +292,7 @@ def _worker(config: dict[str, Any]) -> int:
     import torch
     from ray.train.torch import get_device
 
+    from slime_ray.training import pulse
     from slime_ray.training.worker import run_stage
 
     stage: Stage = config["stage"]
@@ -301,6 +303,9 @@ def _worker(config: dict[str, Any]) -> int:
         if any(name.startswith("eval_") for name in metrics):
             ray.train.report(metrics)
 
+    rank = ray.train.get_context().get_world_rank()
+    limit_s = 60 * stage.recipe.training.hang_minutes
+    pulse.watch(limit_s, say=lambda sentence: stage.run.note("warning", f"worker {rank}, {sentence}"))
     device: Any = get_device()
     orders = LeaseReader(stage.run.lease, config["lease"])
     return run_stage(stage, open_tokens(config["tokens"]), orders, device=device, report=report)

@@ -149,8 +149,9 @@ def _worse(
     allowed = getattr(settings, watch.setting)
     why = f"guard.{watch.setting} = {allowed:g}"
     if watch.lasting:
+        # Where there are fewer, the start is among them, which is no worse than itself.
         before = [watch.sign * (compared - line[watch.metric]) for line in measured[1 - _LASTING :]]
-        if len(before) == _LASTING - 1 and min(before) > allowed:
+        if min(before) > allowed:
             why += f", {_LASTING} evaluations in a row"
         else:
             allowed, why = 2 * allowed, f"twice {why}"

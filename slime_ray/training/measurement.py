@@ -17,6 +17,7 @@ from slime_ray.data.collation import MicroBatch, collate
 from slime_ray.model.policy import Policy
 from slime_ray.objectives.completions import CompletionLogps, Metrics, StepTotals
 from slime_ray.training.collective import rank, sum_values, world
+from slime_ray.training.pulse import beat
 from slime_ray.training.reference import ReferenceLogps
 
 Loss = Callable[[CompletionLogps, StepTotals], tuple[Tensor, Metrics]]
@@ -52,6 +53,7 @@ class TokenizedRows:
         own = deal(rows, longest, rank=rank(), world=world())
         sequences = 2 if self.lengths.rejected[rows].any() else 1
         for piece in cut(own, longest, sequences=sequences, budget=settings.tokens_per_micro_batch):
+            beat()
             yield self.collate(piece, settings).to(device)
 
     def collate(self, rows: np.ndarray, settings: TrainingConfig) -> MicroBatch:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from slime_ray.checkpoints import room_needed
 from slime_ray.config.recipe import Recipe
 from slime_ray.data.batching import Lengths, total_steps
 from slime_ray.data.token_cache import PartFacts
-from slime_ray.model.loading import check_vocabulary, empty_model
+from slime_ray.model.loading import DTYPES, check_vocabulary, empty_model
 from slime_ray.model.lora import add_lora
 from slime_ray.training.stage import chat_format, prepare, resolve
 
@@ -22,6 +23,7 @@ class Plan:
         parameters, trained: numbers of the model's parameters and of those that are trained (adapters included).
         steps: optimizer steps of the whole run.
         tokens_per_step: mean over the steps, prompts counted once for each answer.
+        checkpoint_bytes, run_bytes: on disk, of one checkpoint and of the whole run at its largest.
         train, held_out: what became of the rows.
     """
 
@@ -31,6 +33,8 @@ class Plan:
     trained: int
     steps: int
     tokens_per_step: float
+    checkpoint_bytes: int
+    run_bytes: int
     train: PartFacts
     held_out: PartFacts | None
 
@@ -49,6 +53,10 @@ def make_plan(recipe: Recipe) -> Plan:
     trained = parameters
     if recipe.lora:
         trained = sum(p.numel() for p in add_lora(model, recipe.lora).parameters() if p.requires_grad)
+    width = DTYPES[recipe.model.dtype].itemsize
+    checkpoint_bytes, run_bytes = room_needed(
+        model=width * parameters, trained=width * trained, lora=recipe.lora is not None, settings=recipe.checkpoint
+    )
     rows = len(prepared.train)
     mean_tokens = float(Lengths.of(prepared.train).tokens.mean())
     return Plan(
@@ -58,6 +66,8 @@ def make_plan(recipe: Recipe) -> Plan:
         trained=trained,
         steps=total_steps(rows, recipe.training),
         tokens_per_step=mean_tokens * min(rows, recipe.training.pairs_per_step),
+        checkpoint_bytes=checkpoint_bytes,
+        run_bytes=run_bytes,
         train=prepared.train_facts,
         held_out=prepared.eval_facts,
     )

@@ -26,6 +26,7 @@ from slime_ray.training.keeper import Orders, Report, RunKeeper
 from slime_ray.training.loop import Ending, Training, run_loop
 from slime_ray.training.measurement import TokenizedRows, reference_logps
 from slime_ray.training.plot import plot_run
+from slime_ray.training.pulse import rest
 from slime_ray.training.reference import ReferenceLogps
 from slime_ray.training.stage import REFERENCES, Stage, chat_format
 from slime_ray.training.suspects import Suspects, answer_means, find_suspects
@@ -77,6 +78,7 @@ def _run_stage(stage: Stage, prepared: PreparedData, orders: Orders, device: tor
         return ending
     watched = OBJECTIVES[recipe.loss.kind].needs_pairs and recipe.guard.action != "off"
     means = answer_means(policy, training.train, recipe.training) if watched else None
+    rest()
     if rank() == 0:
         keeper.settle()
         if means is not None:

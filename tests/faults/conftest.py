@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -30,9 +30,11 @@ def start(server: ForkServerContext, tmp_path: Path) -> Iterator[Start]:
     """A function that starts `slime-ray train RECIPE [override ...]`; what still runs after the test is killed."""
     started: list[Started] = []
 
-    def launch(recipe: Path, *arguments: str, fault: Fault | None = None) -> Started:
+    def launch(
+        recipe: Path, *arguments: str, fault: Fault | None = None, environment: dict[str, str] | None = None
+    ) -> Started:
         log = tmp_path / f"{len(started)}.log"
-        process = server.Process(target=train, args=([str(recipe), *arguments], str(log), fault))
+        process = server.Process(target=train, args=([str(recipe), *arguments], str(log), fault, environment or {}))
         process.start()
         started.append(Started(process, log))
         return started[-1]
@@ -70,13 +72,25 @@ def recipe(
 
 
 @pytest.fixture(scope="session")
-def undisturbed(recipe: Path, server: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The run of the recipe, trained in one go."""
-    process = server.Process(target=train, args=([str(recipe)], str(tmp_path_factory.mktemp("log") / "log"), None))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    return run_of(recipe)
+def in_one_go(server: ForkServerContext, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """A function that trains the recipe with some overrides, undisturbed."""
+
+    def train_all(*overrides: str) -> Run:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        arguments = [str(recipe), f"runs_dir={folder}", *overrides]
+        process = server.Process(target=train, args=(arguments, str(folder / "log"), None, {}))
+        process.start()
+        process.join()
+        assert process.exitcode == 0, (folder / "log").read_text()
+        return run_of(recipe, *arguments[1:])
+
+    return train_all
+
+
+@pytest.fixture(scope="session")
+def undisturbed(in_one_go: Callable[..., Run]) -> Run:
+    """The run of the recipe in one process."""
+    return in_one_go()
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from slime_ray.runs import Run
 
 # Audit events of the interpreter that change files.
 _CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+# Names a fault to processes that start elsewhere: see site/sitecustomize.py.
+VARIABLE = "SLIME_RAY_TEST_FAULT"
 TIMINGS = {"tokens_per_second", "pairs_per_second"}
 
 
@@ -28,9 +31,10 @@ class Fault:
     Attributes:
         inside: such as "RUN/checkpoints/".
         operation: from 0; a number that is never reached does nothing.
-        signal: what it gets; SIGSTOP holds it there.
+        signal: what it gets; SIGSTOP holds it there, 0 means os._exit(1).
         delay_s: passes between the operation and the signal.
         count_to: a file that is given the number of operations that were seen.
+        once: a file that is made when it strikes; it does not strike where the file is already.
     """
 
     inside: str
@@ -38,6 +42,7 @@ class Fault:
     delay_s: float = 0.0
     signal: int = signal.SIGKILL
     count_to: str | None = None
+    once: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,18 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float = 60) -> None:
         time.sleep(0.02)
 
 
-def train(arguments: list[str], log: str, fault: Fault | None) -> None:
+def in_workers(fault: Fault) -> dict[str, str]:
+    """Environment variables with which a fault strikes the Ray workers of a command instead of the command."""
+    return {
+        "PYTHONPATH": f"{Path(__file__).parent / 'site'}:{Path(__file__).parents[2]}",
+        VARIABLE: json.dumps(asdict(fault)),
+    }
+
+
+def train(arguments: list[str], log: str, fault: Fault | None, environment: dict[str, str]) -> None:
     """What a forked process does: the command `slime-ray train` with its output in a file."""
     os.setpgrp()
+    os.environ.update(environment)
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -117,17 +131,23 @@ def train(arguments: list[str], log: str, fault: Fault | None) -> None:
 
     torch.set_num_threads(1)
     if fault is not None:
-        _arm(fault)
+        arm(fault)
     sys.argv = ["slime-ray", "train", *arguments]
     main()
 
 
-def _arm(fault: Fault) -> None:
+def arm(fault: Fault) -> None:
+    """Have a fault strike this process."""
     seen = 0
 
     def strike() -> None:
+        if fault.once is not None:
+            try:
+                os.close(os.open(fault.once, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return
         time.sleep(fault.delay_s)
-        os.kill(os.getpid(), fault.signal)
+        os.kill(os.getpid(), fault.signal) if fault.signal else os._exit(1)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen

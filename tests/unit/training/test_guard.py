@@ -92,7 +92,8 @@ def test_an_entropy_must_stay_above_the_start_or_rise_twice_as_far(entropies: li
 
 
 def test_an_entropy_that_stays_up_says_so() -> None:
-    (finding,) = found(*(evaluation(25 * number, entropy=0.6 + 0.1 * number) for number in (0, 3, 3.5, 4)))
+    entropies = {0: 0.6, 25: 0.9, 50: 0.95, 75: 1.0}
+    (finding,) = found(*(evaluation(step, entropy=entropy) for step, entropy in entropies.items()))
     assert finding.limit == pytest.approx(0.8)
     assert "0.40 above the 0.60 of step 0 (guard.entropy_rise = 0.2, 3 evaluations in a row): " in str(finding)
 

@@ -20,14 +20,14 @@ from slime_ray.training.measurement import TokenizedRows
 from slime_ray.training.suspects import AnswerMeans, Suspects, answer_means, find_suspects, shorten
 
 # Prompt, chosen and rejected of each row. A token's log-probability is minus a tenth of its id, so the margins are
-# row 0: -1.0 + 2.0 = 1.0; 1: -3.0 + 1.0 = -2.0; 2: no pair; 3: -2.0 + 2.0 = 0; 4: -(1.0 + 2.0) / 2 + 0.5 = -1.0;
+# row 0: -1.0 + 2.0 = 1.0; 1: -(1.0 + 2.0) / 2 + 0.5 = -1.0; 2: no pair; 3: -2.0 + 2.0 = 0; 4: -3.0 + 1.0 = -2.0;
 # 5: -1.0 + 1.5 = 0.5 of means, though the rejected answer's sum is the larger one.
 ROWS: list[tuple[list[int], list[int], list[int] | None]] = [
     ([7, 8], [10], [20]),
-    ([7], [30, 30, 30], [10]),
+    ([7], [10, 20], [5]),
     ([7], [12], None),
     ([9, 9], [20], [20, 20]),
-    ([9], [10, 20], [5]),
+    ([9], [30, 30, 30], [10]),
     ([9], [10, 10], [15]),
 ]
 
@@ -74,9 +74,9 @@ def means_of(policy: Any, data: TokenizedRows, *, budget: int = 16384) -> Answer
 def test_means_are_of_every_pair_and_of_tokens(budget: int, data: TokenizedRows) -> None:
     means = means_of(FixedPolicy(), data, budget=budget)
     assert means.rows.tolist() == [0, 1, 3, 4, 5]
-    assert means.chosen.tolist() == pytest.approx([-1.0, -3.0, -2.0, -1.5, -1.0])
-    assert means.rejected.tolist() == pytest.approx([-2.0, -1.0, -2.0, -0.5, -1.5])
-    assert means.margins.tolist() == pytest.approx([1.0, -2.0, 0.0, -1.0, 0.5])
+    assert means.chosen.tolist() == pytest.approx([-1.0, -1.5, -2.0, -3.0, -1.0])
+    assert means.rejected.tolist() == pytest.approx([-2.0, -0.5, -2.0, -1.0, -1.5])
+    assert means.margins.tolist() == pytest.approx([1.0, -1.0, 0.0, -2.0, 0.5])
 
 
 def test_workers_share_the_pairs(data: TokenizedRows, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_workers_share_the_pairs(data: TokenizedRows, monkeypatch: pytest.Monkey
         monkeypatch.setattr(measurement, "rank", lambda number=number: number)
         means_of(FixedPolicy(), data)
     assert all(part[0].count_nonzero() == 3 for part in parts)
-    assert (parts[0] + parts[1])[0].tolist() == pytest.approx([-1.0, -9.0, -1.2, -2.0, -3.0, -2.0])
+    assert (parts[0] + parts[1])[0].tolist() == pytest.approx([-1.0, -3.0, -1.2, -2.0, -9.0, -2.0])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -106,20 +106,20 @@ def test_suspects_are_the_pairs_of_negative_margin_the_worst_first(data: Tokeniz
 
     assert found.rows() == [
         {
-            "source": "pairs.jsonl:2",
+            "source": "pairs.jsonl:5",
             "margin": pytest.approx(-2.0),
             "mean_logp_chosen": pytest.approx(-3.0),
             "mean_logp_rejected": pytest.approx(-1.0),
-            "prompt": "h",
+            "prompt": "j",
             "chosen": "\x7f\x7f\x7f",
             "rejected": "k",
         },
         {
-            "source": "pairs.jsonl:5",
+            "source": "pairs.jsonl:2",
             "margin": pytest.approx(-1.0),
             "mean_logp_chosen": pytest.approx(-1.5),
             "mean_logp_rejected": pytest.approx(-0.5),
-            "prompt": "j",
+            "prompt": "h",
             "chosen": "ku",
             "rejected": "f",
         },
@@ -129,7 +129,7 @@ def test_suspects_are_the_pairs_of_negative_margin_the_worst_first(data: Tokeniz
     assert (found.pairs, found.share) == (5, 0.4)
     assert found.summary() == (
         "suspects: 2 of 5 training pairs (40.0%) still have a negative margin and may be mislabelled; first "
-        "pairs.jsonl:2 (-2.00 nats per token)"
+        "pairs.jsonl:5 (-2.00 nats per token)"
     )
 
 

@@ -1,0 +1,82 @@
+"""What may be removed from a runs folder, and removing it: checkpoints past their use, and what a crash left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from slime_ray.checkpoints import best, discard, read_checkpoints, superfluous
+from slime_ray.errors import RunError
+from slime_ray.lease import acquire, held_by
+from slime_ray.runs import Run, all_runs, read_recipe
+from slime_ray.storage import remove, used_bytes
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A folder or file that was removed, why, and the bytes that this freed."""
+
+    path: Path
+    reason: str
+    size: int
+
+
+def prune(runs_dir: Path) -> tuple[list[Removed], list[str]]:
+    """Remove what retention allows and nothing else.
+
+    Of a finished run the best checkpoint stays, unless it is the last one, whose weights are final/; of any other the
+    last ones and the best, as its recipe says. A run that is held is left alone. Models, metrics and caches stay.
+
+    Returns:
+        What was removed, and a sentence for each run that was left alone.
+    """
+    removed: list[Removed] = []
+    left = []
+    for run in all_runs(runs_dir):
+        if (holder := held_by(run.lease)) is not None:
+            left.append(f"{run.name}: held by process {holder.pid} on {holder.host}")
+            continue
+        lease = acquire(run.lease, what=run.name, wait=False, say=lambda _: None)
+        try:
+            removed += [_remove(path, reason) for path, reason in removable(run)]
+        except RunError as error:
+            left.append(f"{run.name}: {error}")
+        finally:
+            lease.forget()
+    if not left:  # a run that is trained on Ray has such a folder
+        removed += [_remove(path, "left by a command that was killed") for path in sorted(runs_dir.glob(".ray-*"))]
+    return removed, left
+
+
+def removable(run: Run) -> Iterator[tuple[Path, str]]:
+    """The checkpoints of a run that nobody holds which are of no more use, each with the reason.
+
+    Raises:
+        RunError: what tells so cannot be read.
+    """
+    settings = read_recipe(run).checkpoint
+    complete, _ = read_checkpoints(run.checkpoints, run=run.hash)
+    known = {checkpoint.folder for checkpoint in complete}
+    for folder in sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []:
+        if folder not in known:
+            yield folder, "not complete"
+    if run.manifest() is None:
+        for checkpoint in superfluous(complete, settings):
+            yield checkpoint.folder, "neither among the last nor the best"
+        return
+    kept = best(complete, settings)
+    for checkpoint in complete:
+        if checkpoint is not kept:
+            yield checkpoint.folder, "its run is finished"
+        elif checkpoint is complete[-1]:
+            yield checkpoint.folder, "its run is finished, and final/ has its weights"
+
+
+def _remove(path: Path, reason: str) -> Removed:
+    size = used_bytes(path)
+    if path.parent.name == "checkpoints":
+        discard(path)
+    else:
+        remove(path)
+    return Removed(path, reason, size)
