@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -130,6 +131,56 @@ def flush(path: Path) -> None:
     if is_local(path):
         with path.open("rb") as file:
             os.fsync(file.fileno())
+
+
+def cache_home() -> Path:
+    """Where this machine keeps copies of what lies behind URLs: SLIME_RAY_CACHE, else in the user's cache folder."""
+    named = os.environ.get("SLIME_RAY_CACHE")
+    return Path(named or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/slime-ray").expanduser()
+
+
+def fetch(folder: Path) -> Path:
+    """The folder itself if it is local, else a copy of it on this machine, made once for the files as they are."""
+    if is_local(folder):
+        return folder
+    remote = cast(UPath, folder)
+    states = [f"{path} {remote.fs.ukey(path)}" for path in sorted(remote.fs.find(remote.path))]
+    copy = cache_home() / text_hash([str(folder), *states])[:32]
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=copy.parent) as unfinished:
+            remote.fs.get(remote.path, f"{unfinished}/copy", recursive=True)
+            with suppress(OSError):  # another process made the same copy
+                Path(unfinished, "copy").rename(copy)
+    return copy
+
+
+def local_name(name: str) -> str:
+    """A name that a library may open: that of a local copy for a URL, any other as it is."""
+    return str(fetch(place(name))) if "://" in name else name
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Inside, a local folder to write into; in the end it is `folder`, whatever was there before."""
+    remove(folder)
+    if is_local(folder):
+        folder.mkdir(parents=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+        upload(Path(temporary), folder)
+
+
+def upload(local: Path, folder: Path, *, last: str | None = None) -> None:
+    """Copy a local folder's files behind a URL, one of them after all others."""
+    remote = cast(UPath, folder)
+    for path in sorted(local.rglob("*"), key=lambda path: (path.name == last, path)):
+        if path.is_file():
+            target = remote / path.relative_to(local).as_posix()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remote.fs.put_file(str(path), target.path)
 
 
 def remove(path: Path) -> None:

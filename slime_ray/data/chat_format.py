@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slime_ray.data.messages import Message
 from slime_ray.errors import DataError, ModelError
-from slime_ray.storage import json_hash
+from slime_ray.storage import json_hash, local_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +47,7 @@ def load_tokenizer(name: str, chat_template: str | None) -> PreTrainedTokenizerB
     """
     from transformers import AutoTokenizer
 
+    name = local_name(name)
     folder, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision or "main")

@@ -28,7 +28,7 @@ from slime_ray.data.sources import content_hash
 from slime_ray.data.split import Part, part_of, prompt_key
 from slime_ray.data.tokenization import ChatFormat, TokenizedRow, tokenize, tokenizer_hash
 from slime_ray.errors import DataError
-from slime_ray.storage import json_hash
+from slime_ray.storage import cache_home, fetch, is_local, json_hash, upload
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,6 +59,10 @@ class PartFacts(BaseModel):
         for row in self.skipped:
             places.setdefault(row.reason, []).append(row.source)
         return places
+
+
+# Written last.
+_FACTS = "facts.json"
 
 
 class _Facts(BaseModel):
@@ -97,8 +101,9 @@ def prepare_tokens(data: DataConfig, chat: ChatFormat, *, pairs: bool, cache_dir
     """
     chat.require_end_of_turn()
     folder = cache_dir / _cache_key(data, chat, pairs=pairs)
-    if not folder.exists():
-        unfinished = cache_dir / f".{folder.name[:16]}-{uuid.uuid4().hex[:8]}"
+    if not (folder / _FACTS).exists():
+        work = cache_dir if is_local(cache_dir) else cache_home()
+        unfinished = work / f".{folder.name[:16]}-{uuid.uuid4().hex[:8]}"
         unfinished.mkdir(parents=True)
         try:
             _write(unfinished, data, chat, pairs=pairs)
@@ -114,10 +119,11 @@ def prepare_tokens(data: DataConfig, chat: ChatFormat, *, pairs: bool, cache_dir
 
 def open_tokens(folder: Path) -> PreparedData:
     """Memory-map what `prepare_tokens` wrote into a folder of its cache."""
-    facts = _Facts.model_validate_json((folder / "facts.json").read_text(encoding="utf-8"))
+    here = fetch(folder)
+    facts = _Facts.model_validate_json((here / _FACTS).read_text(encoding="utf-8"))
     return PreparedData(
-        train=_mapped(folder / "train.arrow"),
-        eval=_mapped(folder / "eval.arrow") if facts.eval is not None else None,
+        train=_mapped(here / "train.arrow"),
+        eval=_mapped(here / "eval.arrow") if facts.eval is not None else None,
         train_facts=facts.train,
         eval_facts=facts.eval,
         overlap=facts.overlap,
@@ -139,6 +145,9 @@ def _cache_key(data: DataConfig, chat: ChatFormat, *, pairs: bool) -> str:
 
 def _publish(unfinished: Path, folder: Path) -> None:
     """Give the finished folder its name; a second writer finds the name taken and leaves the first one's work."""
+    if not is_local(folder):
+        upload(unfinished, folder, last=_FACTS)
+        return
     try:
         os.rename(unfinished, folder)
     except OSError:
@@ -170,7 +179,7 @@ def _write(folder: Path, data: DataConfig, chat: ChatFormat, *, pairs: bool) -> 
         facts = _write_part(folder / "eval.arrow", _tokenized(rows, data, chat), strict=data.strict, limit=None)
         eval_facts = facts if facts.rows else None
     facts = _Facts(train=train_facts, eval=eval_facts, overlap=len(in_both))
-    (folder / "facts.json").write_text(facts.model_dump_json(), encoding="utf-8")
+    (folder / _FACTS).write_text(facts.model_dump_json(), encoding="utf-8")
 
 
 def _eval_reader(entries: Sequence[str], *, pairs: bool) -> Reader:

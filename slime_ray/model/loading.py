@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from slime_ray.config.model import ModelConfig
 from slime_ray.errors import ModelError
 from slime_ray.model.source import ModelSource
+from slime_ray.storage import local_name
 
 # Bars and reports would stand between the lines of a log; what is wrong with a checkpoint is said below, in a sentence.
 transformers_logging.disable_progress_bar()
@@ -39,7 +40,7 @@ def load_config(source: ModelSource, settings: ModelConfig) -> PreTrainedConfig:
         ModelError: there is no such model, or its folder holds no usable config.
     """
     try:
-        config = AutoConfig.from_pretrained(source.location, revision=source.revision)
+        config = AutoConfig.from_pretrained(local_name(source.location), revision=source.revision)
     except _UNREADABLE as error:
         raise ModelError(f"model.name = {settings.name!r}: {_first_line(error)}") from None
     for key in config.to_dict():
@@ -58,7 +59,7 @@ def load_model(source: ModelSource, settings: ModelConfig) -> PreTrainedModel:
     config = load_config(source, settings)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.location,
+            local_name(source.location),
             revision=source.revision,
             config=config,
             dtype=DTYPES[settings.dtype],
@@ -103,7 +104,7 @@ def check_vocabulary(
     if settings.tokenizer is None:
         return
     try:
-        own = AutoTokenizer.from_pretrained(source.location, revision=source.revision).get_vocab()
+        own = AutoTokenizer.from_pretrained(local_name(source.location), revision=source.revision).get_vocab()
     except (OSError, ValueError, KeyError):
         return
     vocabulary = tokenizer.get_vocab()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from slime_ray.data.token_cache import PreparedData, open_tokens
 from slime_ray.errors import ClusterError, GuardError, Interrupted, SlimeRayError
 from slime_ray.lease import Lease, LeaseReader
 from slime_ray.runs import Run
-from slime_ray.storage import disk_errors
+from slime_ray.storage import disk_errors, remove
 from slime_ray.training.progress import Progress
 from slime_ray.training.signals import on_signal
 from slime_ray.training.stage import Stage, prepare, resolve
@@ -196,7 +195,8 @@ def _attempt(stage: Stage, tokens: Path, lease: Lease) -> Ending:
 
     settings = stage.recipe.training
     # Ray wants a folder that every node sees; the runs folder is one.
-    with tempfile.TemporaryDirectory(prefix=".ray-", dir=stage.run.runs_dir) as storage:
+    storage = stage.run.runs_dir / f".ray-{uuid.uuid4().hex[:8]}"
+    try:
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"stage": stage, "tokens": tokens, "lease": lease.number},
@@ -208,11 +208,13 @@ def _attempt(stage: Stage, tokens: Path, lease: Lease) -> Ending:
             # Our run folder is the only truth; Ray gets metrics, no checkpoints, and a fresh name each time.
             run_config=RunConfig(
                 name=f"{Path(stage.run.name).name}-{uuid.uuid4().hex[:8]}",
-                storage_path=storage,
+                storage_path=str(storage),
                 failure_config=FailureConfig(max_failures=0),
             ),
         )
         return Ending(_fit(trainer, lease))
+    finally:
+        remove(storage)
 
 
 def _fit(trainer: Any, lease: Lease) -> int:

@@ -33,7 +33,8 @@ def plot_run(run: Run, path: Path) -> Path:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     figure.suptitle(run.name)
-    figure.savefig(path, dpi=120)
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=120, format="png")
     return path
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 from torch import Tensor
+
+from slime_ray.storage import write_bytes
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,9 @@ class ReferenceLogps:
 
     def save(self, path: Path) -> None:
         """Write the values, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        neighbour = path.with_suffix(".part")
-        save_file({"chosen": self.chosen, "rejected": self.rejected}, neighbour)
-        neighbour.replace(path)
+        write_bytes(path, save({"chosen": self.chosen, "rejected": self.rejected}))
 
     @classmethod
     def load(cls, path: Path) -> ReferenceLogps:
         """Read what `save` wrote."""
-        return cls(**load_file(path))
+        return cls(**load(path.read_bytes()))

@@ -18,7 +18,7 @@ from slime_ray.model.loading import check_vocabulary, load_model
 from slime_ray.model.policy import Policy
 from slime_ray.objectives.table import OBJECTIVES
 from slime_ray.runs import Run, to_lines
-from slime_ray.storage import disk_errors, free_bytes, json_hash, remove, size_text, used_bytes, write_text
+from slime_ray.storage import disk_errors, free_bytes, json_hash, new_folder, size_text, used_bytes, write_text
 from slime_ray.training.card import model_card
 from slime_ray.training.checkpoint import restore_weights
 from slime_ray.training.collective import gather, rank, wait_for_all
@@ -93,8 +93,8 @@ def _run_stage(stage: Stage, prepared: PreparedData, orders: Orders, device: tor
             steps=total_steps(rows, recipe.training),
             metrics=run.metrics(),
         )
-        remove(run.final)
-        export(policy.model, form.tokenizer, run.final, end_of_turn_id=end_of_turn_id, card=card)
+        with new_folder(run.final) as folder:
+            export(policy.model, form.tokenizer, folder, end_of_turn_id=end_of_turn_id, card=card)
         plot_run(run, run.folder / "metrics.png")
         keeper.check_hold()
         run.finish(stage.lineage())
@@ -109,8 +109,8 @@ def _export_best(stage: Stage, policy: Policy, form: ChatFormat) -> None:
         return
     restore_weights(checkpoint, policy.trained())
     card = f"The model of {stage.run.name} after step {checkpoint.step}, its best one when the guard stopped the run.\n"
-    remove(stage.run.best)
-    export(policy.model, form.tokenizer, stage.run.best, end_of_turn_id=form.require_end_of_turn(), card=card)
+    with new_folder(stage.run.best) as folder:
+        export(policy.model, form.tokenizer, folder, end_of_turn_id=form.require_end_of_turn(), card=card)
 
 
 def _list_suspects(run: Run, found: Suspects) -> None:
