@@ -176,7 +176,6 @@ class Run:
             self.withdraw()
             write_json(self.folder / "config.json", recipe.model_dump(mode="json"))
             lineage.write(self.folder / "lineage.json")
-            self.note("started", "")
             return
         if (found.name, found.hash) != (self.name, self.hash):
             raise RunError(
@@ -185,7 +184,6 @@ class Run:
             )
         now = lineage.versions
         changed = [f"{key} {old} -> {now.get(key)}" for key, old in found.versions.items() if now.get(key) != old]
-        self.note("resumed", "")
         if changed:
             self.note("warning", f"resumed under other versions, results may differ: {', '.join(changed)}")
 

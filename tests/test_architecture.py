@@ -38,7 +38,7 @@ STEPS: list[set[str]] = [
     {"slime_ray"},
 ]
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
-KNOWS_RAY = ("training.fit", "search.study", "serving", "pipeline", "submission", "jobs", "serve")
+KNOWS_RAY = ("training.fit", "training.cluster", "search.study", "serving", "pipeline", "submission", "jobs", "serve")
 
 
 def modules() -> dict[str, Path]:

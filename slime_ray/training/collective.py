@@ -97,7 +97,7 @@ def _together() -> Iterator[None]:
     try:
         with waiting():
             yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # Ray may have ended the process group already
         raise LostTouchError(str(error)) from error
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +17,16 @@ from slime_ray.errors import ClusterError, GuardError, Interrupted, SlimeRayErro
 from slime_ray.lease import Lease, LeaseReader
 from slime_ray.runs import Run
 from slime_ray.storage import disk_errors, remove
+from slime_ray.training.cluster import (
+    check_resources,
+    connected,
+    gauges,
+    living_nodes,
+    look_again,
+    preemption_watch,
+    reserved,
+    worker_resources,
+)
 from slime_ray.training.progress import Progress
 from slime_ray.training.signals import on_signal
 from slime_ray.training.stage import Stage, prepare, resolve
@@ -27,10 +34,10 @@ from slime_ray.training.stage import Stage, prepare, resolve
 if TYPE_CHECKING:
     from slime_ray.training.loop import Ending
 
+# Between looks at whether elastic workers could be more.
+RESIZE_LOOK_S = 60.0
 # Between looks at what the main thread waits for, so that it hears signals.
 _LOOK_S = 0.2
-# Between looks at which nodes the cluster is about to take away.
-_PREEMPTION_LOOK_S = 5.0
 
 
 class LostWorkers(Exception):  # noqa: N818, what happened, not whose mistake
@@ -38,6 +45,10 @@ class LostWorkers(Exception):  # noqa: N818, what happened, not whose mistake
 
     def __init__(self, ranks: Mapping[int, str]) -> None:
         super().__init__("; ".join(f"worker {rank} {fate}" for rank, fate in sorted(ranks.items())))
+
+
+class Preempted(Exception):  # noqa: N818, as above
+    """The cluster took nodes away, as it had announced."""
 
 
 def train(recipe: Recipe, *, wait: bool = False) -> Run:
@@ -89,8 +100,8 @@ def _watched(stage: Stage, prepared: PreparedData, lease: Lease) -> Ending:
         if stage.recipe.training.num_workers == 0:
             return _train_here(stage, prepared, lease)
         # Connecting, Ray takes SIGTERM for itself.
-        with _connected(stage) as cluster, on_signal(stop):
-            return _train_on_ray(stage, prepared.folder, lease, cluster)
+        with connected(stage.recipe.training), on_signal(stop):
+            return _train_on_ray(stage, prepared.folder, lease)
 
 
 def _raise_unfinished(stage: Stage, ending: Ending) -> None:
@@ -137,7 +148,7 @@ def _train_here(stage: Stage, prepared: PreparedData, lease: Lease) -> Ending:
     return run_stage(stage, prepared, lease, device=device, report=lambda _: None)
 
 
-def _train_on_ray(stage: Stage, tokens: Path, lease: Lease, cluster: Any) -> Ending:
+def _train_on_ray(stage: Stage, tokens: Path, lease: Lease) -> Ending:
     """Train on Ray's workers; when some are lost, go on from the last checkpoint with new ones.
 
     Raises:
@@ -145,7 +156,7 @@ def _train_on_ray(stage: Stage, tokens: Path, lease: Lease, cluster: Any) -> End
     """
     lost = 0
     while True:
-        _check_resources(stage, [node["Resources"] for node in cluster.nodes() if node["Alive"]])
+        check_resources(stage.recipe.training, living_nodes())
         try:
             return _attempt(stage, tokens, lease)
         except LostWorkers as error:
@@ -158,27 +169,10 @@ def _train_on_ray(stage: Stage, tokens: Path, lease: Lease, cluster: Any) -> End
                     f"{allowed}; look at these workers' nodes, the same command goes on from the last checkpoint"
                 ) from None
             _say(f"{error}; failure {lost} of {allowed} allowed, going on from the last checkpoint")
-
-
-@contextmanager
-def _connected(stage: Stage) -> Iterator[Any]:
-    """Ray, connected to the cluster at hand; one that is started here is stopped again."""
-    import ray
-
-    # Ray finds a frozen worker by itself, once it is told how long to wait; it reads this when a fit begins.
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(60 * stage.recipe.training.hang_minutes)
-    started = not ray.is_initialized()
-    if started:
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except ConnectionError as error:
-            address = os.environ.get("RAY_ADDRESS", "")
-            raise ClusterError(f"RAY_ADDRESS = {address!r}: no Ray cluster answers there ({error})") from None
-    try:
-        yield ray
-    finally:
-        if started:
-            ray.shutdown()
+        except Preempted as error:  # no failure: it was announced, and a checkpoint was written
+            stage.run.note("warning", str(error))
+        if isinstance(stage.recipe.training.num_workers, tuple):
+            look_again()
 
 
 def _attempt(stage: Stage, tokens: Path, lease: Lease) -> Ending:
@@ -202,43 +196,47 @@ def _attempt(stage: Stage, tokens: Path, lease: Lease) -> Ending:
             train_loop_config={"stage": stage, "tokens": tokens, "lease": lease.number},
             scaling_config=ScalingConfig(
                 num_workers=settings.num_workers,
+                elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
                 use_gpu=settings.use_gpu,
-                resources_per_worker=_worker_resources(stage),
+                resources_per_worker=worker_resources(settings),
             ),
             # Our run folder is the only truth; Ray gets metrics, no checkpoints, and a fresh name each time.
             run_config=RunConfig(
                 name=f"{Path(stage.run.name).name}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(storage),
-                failure_config=FailureConfig(max_failures=0),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
         )
-        return Ending(_fit(trainer, lease))
+        return Ending(_fit(trainer, stage, lease))
     finally:
         remove(storage)
 
 
-def _fit(trainer: Any, lease: Lease) -> int:
+def _fit(trainer: Any, stage: Stage, lease: Lease) -> int:
     """Run a trainer in a thread of its own, so that this one hears signals; Ray then leaves them alone too."""
-    from ray.train import WorkerGroupError
+    from ray.train import PreemptionError, WorkerGroupError
 
-    outcome: list[Any] = []
+    value: list[int] = []
+    raised: list[BaseException] = []
 
     def fit() -> None:
         try:
-            outcome.append(trainer.fit().return_value)
-        except Exception as error:  # raised again below, in the thread that waits
-            outcome.append(error)
+            value.append(trainer.fit().return_value)
+        except BaseException as error:  # raised again below, in the thread that waits
+            raised.append(error)
 
     thread = threading.Thread(target=fit, name="fit", daemon=True)
-    thread.start()
-    with _preemption_watch(lease):
+    with reserved(stage.run.folder / "reservation", trainer), preemption_watch(lambda: lease.ask("checkpoint")):
+        thread.start()
         while thread.is_alive():
             thread.join(_LOOK_S)
-    if isinstance(outcome[0], WorkerGroupError):
-        _raise_cause(outcome[0].worker_failures)
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
+    for error in raised:
+        if isinstance(error, PreemptionError):
+            raise Preempted(f"the cluster took away the nodes of workers {error.preemption_info.preempted_ranks}")
+        if isinstance(error, WorkerGroupError):
+            _raise_cause(error.worker_failures)
+        raise error
+    return value[0]
 
 
 def _raise_cause(failures: Mapping[int, Exception]) -> None:
@@ -265,30 +263,6 @@ def _raise_cause(failures: Mapping[int, Exception]) -> None:
     raise LostWorkers(fates)
 
 
-@contextmanager
-def _preemption_watch(lease: Lease) -> Iterator[None]:
-    """Inside, a checkpoint is asked for whenever the cluster says that it will take a node away."""
-    from ray._private.state import state
-
-    ended = threading.Event()
-
-    def watch() -> None:
-        known: set[str] = set()
-        while not ended.wait(_PREEMPTION_LOOK_S):
-            draining = set(state.get_draining_nodes())
-            if draining - known:
-                lease.ask("checkpoint")
-            known = draining
-
-    thread = threading.Thread(target=watch, name="preemption", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 def _worker(config: dict[str, Any]) -> int:
     import ray.train
     import torch
@@ -298,45 +272,18 @@ def _worker(config: dict[str, Any]) -> int:
     from slime_ray.training.worker import run_stage
 
     stage: Stage = config["stage"]
-    torch.set_num_threads(stage.recipe.training.cpus_per_worker)
+    settings, run = stage.recipe.training, stage.run
+    rank = ray.train.get_context().get_world_rank()
+    torch.set_num_threads(settings.cpus_per_worker)
+    pulse.watch(60 * settings.hang_minutes, say=lambda sentence: run.note("warning", f"worker {rank}, {sentence}"))
+    show = gauges(run.name) if rank == 0 else lambda _: None
 
     def report(metrics: dict[str, float]) -> None:
+        show(metrics)
         # A report is a barrier over all workers: only evaluations are worth one.
         if any(name.startswith("eval_") for name in metrics):
             ray.train.report(metrics)
 
-    rank = ray.train.get_context().get_world_rank()
-    limit_s = 60 * stage.recipe.training.hang_minutes
-    pulse.watch(limit_s, say=lambda sentence: stage.run.note("warning", f"worker {rank}, {sentence}"))
     device: Any = get_device()
-    orders = LeaseReader(stage.run.lease, config["lease"])
+    orders = LeaseReader(run.lease, config["lease"])
     return run_stage(stage, open_tokens(config["tokens"]), orders, device=device, report=report)
-
-
-def _worker_resources(stage: Stage) -> dict[str, float]:
-    settings = stage.recipe.training
-    return {"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})}
-
-
-def _check_resources(stage: Stage, nodes: Sequence[Mapping[str, float]]) -> None:
-    """Say at once what would otherwise wait for ever.
-
-    Raises:
-        ClusterError: the nodes have too few CPUs or GPUs for the workers, together or each for itself.
-    """
-    workers = stage.recipe.training.fewest_workers
-    needed = _worker_resources(stage)
-    cluster = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}
-    for kind, each in needed.items():
-        if workers * each > cluster[kind]:
-            setting = "training.cpus_per_worker" if kind == "CPU" else "training.use_gpu"
-            raise ClusterError(
-                f"training.num_workers = {workers} with {each:g} {kind} each ({setting}) need {workers * each:g} "
-                f"{kind}, but the Ray cluster has {cluster[kind]:g}; lower training.num_workers or add nodes"
-            )
-    places = sum(int(min(node.get(kind, 0) // each for kind, each in needed.items())) for node in nodes)
-    if workers > places:
-        raise ClusterError(
-            f"training.num_workers = {workers} with {needed} each: the nodes of the Ray cluster have room for {places} "
-            "such workers; lower training.num_workers or training.cpus_per_worker, or add nodes"
-        )

@@ -15,7 +15,7 @@ from slime_ray.lease import Wish
 from slime_ray.runs import Run
 from slime_ray.storage import remove
 from slime_ray.training.checkpoint import LoopState, restore
-from slime_ray.training.collective import broadcast, largest, rank
+from slime_ray.training.collective import broadcast, largest, rank, world
 from slime_ray.training.guard import findings
 from slime_ray.training.loop import Ending
 from slime_ray.training.saver import Saver
@@ -64,6 +64,9 @@ class RunKeeper:
         lines = restore(checkpoint, state) if checkpoint is not None else []
         if rank() != 0:
             return
+        begun = any(event.kind == "started" for event in self._run.events())
+        workers = "in one process" if self._recipe.training.num_workers == 0 else f"workers: {world()}"
+        self._run.note("resumed" if begun else "started", workers, step=state.step)
         self._run.set_metrics(lines)
         self._lines = lines
         self._board = Board(self._run, self._lines)

@@ -75,10 +75,10 @@ def recipe(
 def in_one_go(server: ForkServerContext, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """A function that trains the recipe with some overrides, undisturbed."""
 
-    def train_all(*overrides: str) -> Run:
+    def train_all(*overrides: str, environment: dict[str, str] | None = None) -> Run:
         folder = tmp_path_factory.mktemp("undisturbed")
         arguments = [str(recipe), f"runs_dir={folder}", *overrides]
-        process = server.Process(target=train, args=(arguments, str(folder / "log"), None, {}))
+        process = server.Process(target=train, args=(arguments, str(folder / "log"), None, environment or {}))
         process.start()
         process.join()
         assert process.exitcode == 0, (folder / "log").read_text()

@@ -51,12 +51,11 @@ def test_asked_to_stop(number: int, recipe: Path, place: str, start: Start, undi
     again = start(recipe, place).wait()
     assert again.code == 0, again.err
     assert_same_outcome(run, undisturbed)
-    # Nothing was computed twice: the board holds each step once too, and the run tells what happened to it.
-    assert [event.kind for event in run.events() if event.kind != "warning"] == [
-        "started",
-        "interrupted",
-        "resumed",
-        "finished",
+    assert [(event.kind, event.step) for event in run.events() if event.kind != "warning"] == [
+        ("started", 0),
+        ("interrupted", 7),
+        ("resumed", 7),
+        ("finished", None),
     ]
 
 

@@ -1,0 +1,153 @@
+"""The Ray cluster that training runs on: reaching it, what it has room for, what it takes away, what it shows.
+
+Ray keeps some of this private; it is here, so that a new version of Ray is checked in one place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from slime_ray.config.training import TrainingConfig
+from slime_ray.errors import ClusterError
+from slime_ray.storage import remove, write_text
+
+# Between looks at which nodes the cluster is about to take away.
+_PREEMPTION_LOOK_S = 5.0
+# Gauges by the metric that they show.
+_GAUGES = {
+    "step": ("slime_ray_step", "optimizer steps done"),
+    "loss": ("slime_ray_loss", "loss of the last logged step"),
+    "tokens_per_second": ("slime_ray_tokens_per_second", "tokens through the body a second, all workers"),
+    "mean_logps/chosen": ("slime_ray_mean_logps_chosen", "chosen answers, nats per token, last logged step"),
+    "eval_mean_logps/chosen": ("slime_ray_eval_mean_logps_chosen", "held-out chosen answers, nats per token"),
+}
+
+
+@contextmanager
+def connected(settings: TrainingConfig) -> Iterator[None]:
+    """Ray, connected to the cluster at hand; one that is started here is stopped again."""
+    import ray
+
+    # Ray finds a frozen worker by itself, once it is told how long to wait; it reads this when a fit begins.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(60 * settings.hang_minutes)
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except ConnectionError as error:
+            address = os.environ.get("RAY_ADDRESS", "")
+            raise ClusterError(f"RAY_ADDRESS = {address!r}: no Ray cluster answers there ({error})") from None
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def living_nodes() -> list[Mapping[str, float]]:
+    """The resources of each node that is alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@contextmanager
+def preemption_watch(notice: Callable[[], None]) -> Iterator[None]:
+    """Inside, `notice` is called whenever the cluster says that it will take a node away."""
+    from ray._private.state import state
+
+    ended = threading.Event()
+
+    def watch() -> None:
+        known: set[str] = set()
+        while not ended.wait(_PREEMPTION_LOOK_S):
+            draining = set(state.get_draining_nodes())
+            if draining - known:
+                notice()
+            known = draining
+
+    thread = threading.Thread(target=watch, name="preemption", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def reserved(note: Path, trainer: Any) -> Iterator[None]:
+    """Around a fit: take back what a command that was killed had reserved, and note what this one does.
+
+    Ray keeps the nodes of a killed command's elastic workers reserved for three minutes.
+    """
+    if not trainer.scaling_config.elasticity_enabled:
+        yield
+        return
+    if note.exists():
+        _coordinator("cancel_request", note.read_text())
+    write_text(note, f"train-{trainer.train_run_context.run_id}")
+    yield
+    remove(note)
+
+
+def look_again() -> None:
+    """Have Ray see at once which nodes are left, instead of starting workers on those that are gone."""
+    _coordinator("get_reserved_resources", "none", recompute=True)
+
+
+def _coordinator(method: str, *arguments: Any, **options: Any) -> None:
+    import ray
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    ray.get(getattr(get_or_create_autoscaling_coordinator(), method).remote(*arguments, **options))
+
+
+def gauges(run: str) -> Callable[[Mapping[str, float]], None]:
+    """What shows a run's metrics on the node's Prometheus endpoint (`ray[default]` serves it)."""
+    from ray.util.metrics import Gauge
+
+    made = {metric: Gauge(name, text, tag_keys=("run",)) for metric, (name, text) in _GAUGES.items()}
+
+    def show(metrics: Mapping[str, float]) -> None:
+        for metric, gauge in made.items():
+            if metric in metrics:
+                gauge.set(metrics[metric], tags={"run": run})
+
+    return show
+
+
+def worker_resources(settings: TrainingConfig) -> dict[str, float]:
+    return {"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})}
+
+
+def check_resources(settings: TrainingConfig, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Say at once what would otherwise wait for ever.
+
+    Raises:
+        ClusterError: the nodes have too few CPUs or GPUs for the workers, together or each for itself.
+    """
+    workers = settings.fewest_workers
+    needed = worker_resources(settings)
+    cluster = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}
+    for kind, each in needed.items():
+        if workers * each > cluster[kind]:
+            setting = "training.cpus_per_worker" if kind == "CPU" else "training.use_gpu"
+            raise ClusterError(
+                f"training.num_workers = {workers} with {each:g} {kind} each ({setting}) need {workers * each:g} "
+                f"{kind}, but the Ray cluster has {cluster[kind]:g}; lower training.num_workers or add nodes"
+            )
+    places = sum(int(min(node.get(kind, 0) // each for kind, each in needed.items())) for node in nodes)
+    if workers > places:
+        raise ClusterError(
+            f"training.num_workers = {workers} with {needed} each: the nodes of the Ray cluster have room for {places} "
+            "such workers; lower training.num_workers or training.cpus_per_worker, or add nodes"
+        )

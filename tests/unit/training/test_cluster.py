@@ -1,0 +1,35 @@
+"""What the cluster cannot place is said before anything waits for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from slime_ray.config.training import TrainingConfig
+from slime_ray.errors import ClusterError
+from slime_ray.training.cluster import check_resources
+
+TWO_NODES = [{"CPU": 2.0}, {"CPU": 2.0}]
+
+
+def settings(**values: Any) -> TrainingConfig:
+    return TrainingConfig.model_validate(values)
+
+
+def test_workers_that_fit_are_let_through() -> None:
+    check_resources(settings(num_workers=4), TWO_NODES)
+    check_resources(settings(num_workers=2, cpus_per_worker=2), TWO_NODES)
+    # Of elastic workers the fewest have to fit.
+    check_resources(settings(num_workers=[4, 8]), TWO_NODES)
+
+
+@pytest.mark.parametrize("workers", [5, [5, 8]])
+def test_more_than_all_nodes_have_together(workers: Any) -> None:
+    with pytest.raises(ClusterError, match=r"num_workers = 5 with 1 CPU each .* the Ray cluster has 4; lower"):
+        check_resources(settings(num_workers=workers), TWO_NODES)
+
+
+def test_a_worker_larger_than_every_node() -> None:
+    with pytest.raises(ClusterError, match=r"num_workers = 1 with .* have room for 0 such workers"):
+        check_resources(settings(num_workers=1, cpus_per_worker=3), TWO_NODES)
