@@ -47,6 +47,7 @@ lint: setup
 	$(BIN)/pyright
 
 bench: setup
+	$(BIN)/python -m tests.benchmarks.checkpoint_cost
 	$(BIN)/python -m tests.benchmarks.align_real_pairs
 
 # Pin what `make setup` installs. torch and what it brings on CUDA are left out: see the rule for $(VENV)/.complete.

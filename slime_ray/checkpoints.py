@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,9 +100,9 @@ def newest_sound(checkpoints: Path, *, run: str) -> tuple[Checkpoint | None, lis
 def best(checkpoints: Iterable[Checkpoint], settings: CheckpointConfig) -> Checkpoint | None:
     """The checkpoint of the best evaluation by `best_metric`, the oldest of equal ones; None if none has one."""
     metric = settings.best_metric
-    rated = [each for each in checkpoints if metric is not None and metric in each.manifest.evaluation]
+    rated = [each for each in checkpoints if math.isfinite(each.manifest.evaluation.get(metric, math.nan))]
     sign = 1 if settings.best_is == "lowest" else -1
-    return min(rated, key=lambda each: (sign * each.manifest.evaluation[str(metric)], each.step), default=None)
+    return min(rated, key=lambda each: (sign * each.manifest.evaluation[metric], each.step), default=None)
 
 
 def best_checkpoint(run: Run, settings: CheckpointConfig) -> Checkpoint | None:
@@ -131,5 +132,5 @@ def room_needed(*, model: int, trained: int, lora: bool, settings: CheckpointCon
         settings: how many checkpoints are kept.
     """
     checkpoint = 3 * trained
-    kept = settings.keep_last + (settings.best_metric is not None) + 1
+    kept = settings.keep_last + bool(settings.best_metric) + 1
     return checkpoint, kept * checkpoint + model + (trained if lora else 0)

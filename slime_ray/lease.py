@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -122,7 +123,7 @@ class Lease:
 
     def _keep_alive(self) -> None:
         while not self._ended.wait(BEAT_S):
-            with self._lock:
+            with self._lock, suppress(OSError):  # a disk that fails for a moment costs no lease
                 if newest(self.folder) != self.number:
                     self._lost = True
                     return
@@ -130,11 +131,8 @@ class Lease:
 
     def _update(self, **changes: object) -> None:
         self._entry = self._entry.model_copy(update=changes)
-        try:
+        with suppress(OSError):  # one that stays full stops the run where it writes
             write_bytes(_file(self.folder, self.number), self._entry.model_dump_json().encode())
-        except OSError:
-            # A disk that is full for a moment costs no lease; one that stays so stops the run where it writes.
-            return
 
 
 class LeaseReader:
@@ -151,11 +149,12 @@ class LeaseReader:
 
     def _follow(self) -> None:
         while self.wish != "lost":
-            entry = read(self._folder, self._number) if newest(self._folder) == self._number else None
-            if entry is None or entry.released or self._watch.alive(entry) is False:
-                self.wish = "lost"
-            else:
-                self.wish, self.wishes = entry.wish, entry.wishes
+            with suppress(OSError):  # the next look may see more
+                entry = read(self._folder, self._number) if newest(self._folder) == self._number else None
+                if entry is None or entry.released or self._watch.alive(entry) is False:
+                    self.wish = "lost"
+                else:
+                    self.wish, self.wishes = entry.wish, entry.wishes
             time.sleep(BEAT_S / 2)
 
 
@@ -164,7 +163,8 @@ class BeatWatch:
 
     def __init__(self) -> None:
         self._beat: int | None = None
-        self._since: float | None = None
+        self._looked: float | None = None
+        self._still = 0.0
 
     def alive(self, entry: Entry | None) -> bool | None:
         """To be asked again and again with what the file says now, None for a file that cannot be read.
@@ -176,11 +176,14 @@ class BeatWatch:
         if seen is not None:
             return seen
         beat, now = entry.beat if entry is not None else -1, time.monotonic()
-        if self._since is None or beat != self._beat:
-            moved = self._since is not None and entry is not None
-            self._beat, self._since = beat, now
-            return True if moved else None
-        return False if now - self._since > DEAD_AFTER_S else None
+        first = self._looked is None
+        # A long time in which nobody looked, since this process slept or the storage was away, says little.
+        self._still += 0.0 if self._looked is None else min(now - self._looked, 2 * BEAT_S)
+        self._looked = now
+        if first or beat != self._beat:
+            self._beat, self._still = beat, 0.0
+            return None if first or entry is None else True
+        return False if self._still > DEAD_AFTER_S else None
 
 
 def acquire(folder: Path, *, what: str, wait: bool, say: Callable[[str], None]) -> Lease:
@@ -201,7 +204,7 @@ def acquire(folder: Path, *, what: str, wait: bool, say: Callable[[str], None]) 
         entry = read(folder, number) if number else None
         alive = watch.alive(entry) if number else False
         if alive is False or (entry is not None and entry.released):
-            lease = _take(folder, number + 1)
+            lease = _take(folder, number + 1, after=entry)
             if lease is not None:
                 return lease
         elif alive and entry is not None and not told:
@@ -217,7 +220,10 @@ def newest(folder: Path) -> int:
     """The number of the lease that counts, 0 where there is none."""
     if not folder.exists():
         return 0
-    return max((int(path.stem) for path in folder.iterdir() if path.stem.isdigit()), default=0)
+    try:
+        return max((int(path.stem) for path in folder.iterdir() if path.stem.isdigit()), default=0)
+    except FileNotFoundError:  # removed meanwhile
+        return 0
 
 
 def read(folder: Path, number: int) -> Entry | None:
@@ -236,11 +242,23 @@ def held_by(folder: Path) -> Holder | None:
     return entry.holder
 
 
-def _take(folder: Path, number: int) -> Lease | None:
+def _take(folder: Path, number: int, *, after: Entry | None) -> Lease | None:
+    """Create a lease's file; None where someone else was first.
+
+    Args:
+        folder: where the run's leases lie.
+        number: of the new lease.
+        after: what the lease before it said when it was found released or dead.
+    """
     entry = Entry(holder=Holder.here())
-    if not create(_file(folder, number), entry.model_dump_json().encode()):
+    try:
+        if not create(_file(folder, number), entry.model_dump_json().encode()):
+            return None
+    except FileNotFoundError:  # the folder was removed with a run that had not begun
         return None
-    if newest(folder) != number:  # someone went on while this number had been removed
+    # Meanwhile someone may have gone on, or begun again below this number.
+    before = read(folder, number - 1)
+    if newest(folder) != number or (before is not None and before != after):
         remove(_file(folder, number))
         return None
     for path in folder.iterdir():

@@ -52,13 +52,12 @@ def runs_table(runs_dir: Path) -> Table:
         numbers = [f"{last[name]:.3f}" if name in last else "" for name in _COLUMNS]
         objective = read_recipe(run).loss.kind
         table.add_row(
-            run.name,
+            Text(run.name),
             run.state(),
             objective,
             f"{last.get('step', 0):.0f}",
             *numbers,
-            lineage.parent or "",
-            end_section=False,
+            Text(lineage.parent or ""),
         )
     return table
 
@@ -113,11 +112,11 @@ def _metrics(run: Run) -> Table:
 def _checkpoints(run: Run) -> Table:
     settings = read_recipe(run).checkpoint
     table = Table("checkpoint", box=None, pad_edge=False)
-    for column in ("size", settings.best_metric or "", ""):
+    for column in ("size", settings.best_metric, ""):
         table.add_column(column, justify="right")
     complete, _ = read_checkpoints(run.checkpoints, run=run.hash)
     for checkpoint in complete:
-        value = checkpoint.manifest.evaluation.get(str(settings.best_metric))
+        value = checkpoint.manifest.evaluation.get(settings.best_metric)
         size = sum(file["size"] for file in checkpoint.manifest.files.values())
         number = f"{value:.4g}" if value is not None else ""
         table.add_row(

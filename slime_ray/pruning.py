@@ -33,19 +33,22 @@ def prune(runs_dir: Path) -> tuple[list[Removed], list[str]]:
     """
     removed: list[Removed] = []
     left = []
+    # A run that is trained on Ray has such a folder while it is held.
+    of_ray = sorted(runs_dir.glob(".ray-*"))
     for run in all_runs(runs_dir):
         if (holder := held_by(run.lease)) is not None:
             left.append(f"{run.name}: held by process {holder.pid} on {holder.host}")
             continue
-        lease = acquire(run.lease, what=run.name, wait=False, say=lambda _: None)
         try:
-            removed += [_remove(path, reason) for path, reason in removable(run)]
+            lease = acquire(run.lease, what=run.name, wait=False, say=lambda _: None)
+            try:
+                removed += [_remove(path, reason) for path, reason in list(removable(run))]
+            finally:
+                lease.forget()
         except RunError as error:
             left.append(f"{run.name}: {error}")
-        finally:
-            lease.forget()
-    if not left:  # a run that is trained on Ray has such a folder
-        removed += [_remove(path, "left by a command that was killed") for path in sorted(runs_dir.glob(".ray-*"))]
+    if not left:
+        removed += [_remove(path, "left by a command that was killed") for path in of_ray]
     return removed, left
 
 
@@ -59,9 +62,9 @@ def removable(run: Run) -> Iterator[tuple[Path, str]]:
     complete, _ = read_checkpoints(run.checkpoints, run=run.hash)
     known = {checkpoint.folder for checkpoint in complete}
     for folder in sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []:
-        if folder not in known:
+        if folder not in known and folder.is_dir():
             yield folder, "not complete"
-    if run.manifest() is None:
+    if (manifest := run.manifest()) is None:
         for checkpoint in superfluous(complete, settings):
             yield checkpoint.folder, "neither among the last nor the best"
         return
@@ -69,7 +72,7 @@ def removable(run: Run) -> Iterator[tuple[Path, str]]:
     for checkpoint in complete:
         if checkpoint is not kept:
             yield checkpoint.folder, "its run is finished"
-        elif checkpoint is complete[-1]:
+        elif checkpoint.step == manifest.metrics["step"]:
             yield checkpoint.folder, "its run is finished, and final/ has its weights"
 
 

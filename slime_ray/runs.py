@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -144,12 +145,17 @@ class Run:
             return "finished"
         if held_by(self.lease) is not None:
             return "running"
+        ending = self.ending()
+        return ending.kind if ending is not None and ending.kind in ("stopped", "failed") else "interrupted"
+
+    def ending(self) -> Event | None:
+        """How the last command that trained the run ended, None if that was not told: it was killed, or is at work."""
         for event in reversed(self.events()):
-            if event.kind in ("stopped", "failed"):
-                return event.kind
-            if event.kind in ("started", "resumed", "interrupted"):
+            if event.kind in ("stopped", "failed", "interrupted", "finished"):
+                return event
+            if event.kind in ("started", "resumed"):
                 break
-        return "interrupted"
+        return None
 
     def make_runs_dir(self) -> None:
         """Make the folder that keeps all runs.
@@ -215,8 +221,12 @@ class Run:
         append_text(self.events_file, event.model_dump_json(exclude_none=True) + "\n")
 
     def events(self) -> list[Event]:
-        """What happened to the run, in order."""
-        return [Event.model_validate_json(line) for line in whole_lines(self.events_file)]
+        """What happened to the run, in order; a line that a crash cut short tells nothing."""
+        found = []
+        for line in whole_lines(self.events_file):
+            with suppress(ValidationError):
+                found.append(Event.model_validate_json(line))
+        return found
 
     def finish(self, lineage: Lineage) -> Manifest:
         """Write the manifest: from now on the run is finished."""

@@ -31,6 +31,7 @@ _DISK = {
     errno.EACCES: "permission denied; set runs_dir to a folder that can be written",
     errno.EPERM: "it must not be changed; set runs_dir to a folder that can be written",
     errno.EIO: "the disk does not answer; look at it, or set runs_dir to another disk",
+    errno.EEXIST: "a file is in the way of a folder; set runs_dir to a folder that can be written",
     errno.ENOTDIR: "a part of this path is a file; set runs_dir to a folder that can be written",
 }
 
@@ -38,7 +39,8 @@ _DISK = {
 def place(name: str | Path) -> Path:
     """The absolute path of a local name, or what a URL such as s3://bucket/runs names."""
     if isinstance(name, str) and "://" in name:
-        return cast(Path, UPath(name))
+        protocol, _, path = name.partition("://")
+        return Path(path) if protocol in ("file", "local") else cast(Path, UPath(name))
     return Path(name).expanduser().absolute() if isinstance(name, str) else name
 
 
@@ -83,6 +85,11 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         neighbour.replace(path)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     finally:
         neighbour.unlink(missing_ok=True)
 
@@ -113,17 +120,22 @@ def create(path: Path, data: bytes) -> bool:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add to the end of a file."""
+    """Add lines to the end of a file; after one that a crash cut short they begin on a new line."""
+    torn = False
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
     with path.open("a", encoding="utf-8") as file:
-        file.write(text)
+        file.write("\n" * torn + text)
 
 
 def whole_lines(path: Path) -> list[str]:
     """The lines of a file that end with a line break: one that is being written is left for later."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [line for line in text[: text.rfind("\n") + 1].split("\n") if line]
+    content = path.read_bytes()
+    return [line for line in content[: content.rfind(b"\n") + 1].decode().split("\n") if line]
 
 
 def flush(path: Path) -> None:
@@ -209,16 +221,20 @@ def free_bytes(path: Path) -> int | None:
 
 def used_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+    total = 0
+    for path in folder.rglob("*") if folder.exists() else ():
+        with suppress(FileNotFoundError):  # a run that is trained removes what it needs no more
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def size_text(size: float) -> str:
     """A number of bytes as people read it, in units of 1,000."""
     for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
+        if size < 999.5:
             return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:,.3g} TB"
+    return f"{size:.3g} TB" if size < 999.5 else f"{size:,.0f} TB"
 
 
 def file_hash(path: Path) -> str:

@@ -50,7 +50,7 @@ class TrainingConfig(Section):
         json_schema_extra=PLACE,
     )
 
-    @field_validator("num_workers", mode="plain")
+    @field_validator("num_workers", mode="before")
     @classmethod
     def _one_number_or_two(cls, value: Any) -> int | tuple[int, int]:
         numbers = [value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []

@@ -30,6 +30,10 @@ def export(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    # safetensors lets nobody else read what it writes; whoever serves the model may be another user.
+    mode = (folder / "README.md").stat().st_mode
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
 
 
 def generation_config(

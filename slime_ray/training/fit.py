@@ -122,10 +122,9 @@ def _refuse_stopped(stage: Stage) -> None:
     Raises:
         GuardError: the guard stopped the run.
     """
-    run = stage.run
-    if stage.recipe.guard.action != "stop" or not run.events_file.exists() or run.state() != "stopped":
+    run, event = stage.run, stage.run.ending()
+    if stage.recipe.guard.action != "stop" or event is None or event.kind != "stopped":
         return
-    event = next(event for event in reversed(run.events()) if event.kind == "stopped")
     raise GuardError(
         f"{run.name} was stopped by the guard after step {event.step}: {event.message} "
         f"Its best checkpoint is kept as a model in {run.best}; with guard.action=warn the same command goes on"
@@ -282,7 +281,8 @@ def _worker(config: dict[str, Any]) -> int:
         show(metrics)
         # A report is a barrier over all workers: only evaluations are worth one.
         if any(name.startswith("eval_") for name in metrics):
-            ray.train.report(metrics)
+            with pulse.waiting():
+                ray.train.report(metrics)
 
     device: Any = get_device()
     orders = LeaseReader(run.lease, config["lease"])

@@ -129,7 +129,7 @@ class RunKeeper:
         self.check_hold()
         self._saver.check()
         metric = self._recipe.checkpoint.best_metric
-        if evaluation and metric is not None and metric not in evaluation:
+        if evaluation and metric and metric not in evaluation:
             raise ConfigError(
                 f"checkpoint.best_metric = {metric!r}: an evaluation gives no such number; "
                 f"expected one of {', '.join(sorted(evaluation))}"

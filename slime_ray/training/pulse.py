@@ -27,10 +27,12 @@ def beat() -> None:
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """Inside, this worker waits for the others."""
+    """Inside, this worker waits for the others, or for a disk."""
+    counted = _Pulse.at is not None
     _Pulse.at = None
     yield
-    beat()
+    if counted:
+        beat()
 
 
 def rest() -> None:

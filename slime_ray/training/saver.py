@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from slime_ray.config.checkpoint import CheckpointConfig
 from slime_ray.runs import Run
 from slime_ray.storage import disk_errors
 from slime_ray.training.checkpoint import LoopState, Snapshot, take_snapshot, write_checkpoint
+from slime_ray.training.pulse import waiting
 
 
 class Saver:
@@ -27,7 +29,7 @@ class Saver:
         self._error: Exception | None = None
         existing, _ = read_checkpoints(run.checkpoints, run=run.hash)
         found = best(existing, settings)
-        self._best = found.manifest.evaluation[str(settings.best_metric)] if found else None
+        self._best = found.manifest.evaluation[settings.best_metric] if found else None
 
     def due(self, step: int, evaluation: dict[str, float]) -> bool:
         """Whether a checkpoint should be written after a step: it is time, or its evaluation is the best so far."""
@@ -37,7 +39,7 @@ class Saver:
             return False  # the disk is slower than the interval: the next step will ask again
         settings, minutes = self._settings, (time.monotonic() - self._written_at) / 60
         by_steps = settings.every_steps is not None and step - (self._step or 0) >= settings.every_steps
-        return by_steps or (settings.every_minutes is not None and minutes >= settings.every_minutes)
+        return by_steps or minutes >= settings.every_minutes
 
     def save(self, state: LoopState, *, lines: Sequence[dict[str, float]], evaluation: dict[str, float]) -> None:
         """Copy the state and begin to write it; an earlier checkpoint that is still being written is waited for.
@@ -50,7 +52,7 @@ class Saver:
             return
         snapshot = take_snapshot(state, lines=lines, evaluation=evaluation)
         if self._is_best(evaluation):
-            self._best = evaluation[str(self._settings.best_metric)]
+            self._best = evaluation[self._settings.best_metric]
         self._step, self._written_at = state.step, time.monotonic()
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
         self._thread.start()
@@ -62,7 +64,8 @@ class Saver:
             StorageError: it could not be written.
         """
         if self._thread is not None:
-            self._thread.join()
+            with waiting():
+                self._thread.join()
             self._thread = None
         self.check()
 
@@ -76,8 +79,8 @@ class Saver:
         self._step = step
 
     def _is_best(self, evaluation: dict[str, float]) -> bool:
-        value = evaluation.get(str(self._settings.best_metric))
-        if value is None:
+        value = evaluation.get(self._settings.best_metric)
+        if value is None or not math.isfinite(value):
             return False
         sign = 1 if self._settings.best_is == "lowest" else -1
         return self._best is None or sign * value < sign * self._best

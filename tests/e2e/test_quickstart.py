@@ -50,11 +50,30 @@ def test_quickstart_trains_shows_its_table_and_finds_its_stages_again(tmp_path: 
     assert mean(slime["chosen"]) >= mean(sft["chosen"])
     assert passed(slime) > passed(sft)
 
+    # The guard says nothing about the three, and stops one whose learning rate is 100 times too high.
+    for folder in folders.values():
+        assert [
+            event for event in events(folder) if event["kind"] == "warning" and "suspects" not in event["message"]
+        ] == []
+    recipe = ["jobs/recipes/quickstart/slime.toml", "training.learning_rate=5e-2", "guard.action=stop"]
+    command = [ENVIRONMENT / "bin" / "slime-ray", "train", *recipe, "name=too-fast", "training.num_workers=0"]
+    too_fast = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert too_fast.returncode == 3
+    run = next(runs.parent.glob("too-fast-????????"))
+    assert too_fast.stderr.splitlines()[-1].startswith(f"error: {run.name} was stopped by the guard after step 25: ")
+    assert (run / "checkpoints" / "step-00000000" / "manifest.json").is_file(), "no later one was better"
+    assert (run / "best" / "model.safetensors").is_file()
+    assert not (run / "manifest.json").exists()
+
     written = {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in folders.values()}
     again = make_quickstart(tmp_path)
     assert again.returncode == 0, again.stderr
     assert {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in folders.values()} == written
     assert " steps" not in again.stderr, "a finished stage was trained again"
+
+
+def events(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
 def accuracy(score: dict[str, list[float]]) -> float:

@@ -130,7 +130,6 @@ def test_runs_are_listed_in_a_line_each(tmp_path: Path) -> None:
         assert lines[0][:end].endswith(f" {number}")
 
 
-@pytest.mark.xfail(strict=True, reason="a name is taken for markup")
 @pytest.mark.parametrize("name", ["[v2] sft", "a[/b]"])
 def test_names_with_brackets_are_listed(name: str, tmp_path: Path) -> None:
     begin(tmp_path, name)

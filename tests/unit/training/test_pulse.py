@@ -108,13 +108,12 @@ def test_a_thread_that_does_not_hang_is_left_alone(body: str, tmp_path: Path) ->
     assert (ended.code, ended.said) == (7, "")
 
 
-@pytest.mark.xfail(strict=True, reason="waiting for the others at the end starts the pulse again")
 def test_who_waits_while_resting_rests_on(tmp_path: Path) -> None:
     ended = watched(f"beat()\nrest()\nwith waiting(): pass\ntime.sleep({2.5 * LIMIT_S})", tmp_path)
     assert (ended.code, ended.said) == (7, "")
 
 
 def test_who_comes_back_from_waiting_is_watched_again(tmp_path: Path) -> None:
-    ended = watched("with waiting(): pass\ntime.sleep(60)  # here", tmp_path)
+    ended = watched("beat()\nwith waiting(): pass\ntime.sleep(60)  # here", tmp_path)
     assert ended.code == 1
     assert f" in <module> ({ended.program}:{ended.line_of('# here')}); " in ended.said

@@ -25,7 +25,7 @@ from slime_ray.training.optimizer import make_optimizer
 from slime_ray.training.saver import Saver
 from tests.faults.harness import wait_until
 
-NEVER: dict[str, Any] = {"every_minutes": None, "best_metric": None}
+NEVER: dict[str, Any] = {"every_minutes": 1e9, "best_metric": ""}
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_nothing_is_due_where_nothing_is_asked_for(run: Run, monkeypatch: pytest
 
 @pytest.mark.parametrize(("best_is", "sign"), [("lowest", 1), ("highest", -1)])
 def test_the_best_evaluation_so_far_is_due(best_is: str, sign: int, run: Run, state: LoopState) -> None:
-    settings: dict[str, Any] = {"every_minutes": None, "best_is": best_is}
+    settings: dict[str, Any] = {"every_minutes": 1e9, "best_is": best_is}
     writer = make(run, settings)
 
     def due(value: float) -> bool:
@@ -140,7 +140,7 @@ def test_the_best_evaluation_so_far_is_due(best_is: str, sign: int, run: Run, st
 
 
 def test_while_one_is_written_only_a_better_one_is_due(run: Run, state: LoopState, gate: Gate) -> None:
-    writer = make(run, {"every_minutes": None, "every_steps": 1}, may_commit=gate)
+    writer = make(run, {"every_minutes": 1e9, "every_steps": 1}, may_commit=gate)
     save(writer, state, 1, evaluation={"eval_loss": 2.0})
     assert gate.reached.wait(30)
     assert not writer.due(9, {})
@@ -212,14 +212,14 @@ def test_an_error_of_the_program_is_told_as_it_is(run: Run, state: LoopState) ->
 
 
 def test_who_may_not_complete_a_checkpoint_removes_none(run: Run, state: LoopState) -> None:
-    allowed = [True]
-    writer = make(run, NEVER | {"keep_last": 1}, may_commit=lambda: allowed[0])
-    save(writer, state, 1)
+    writer = make(run, NEVER | {"keep_last": 5})
+    for step in (1, 2, 3):
+        save(writer, state, step)
     writer.wait()
-    allowed[0] = False
-    save(writer, state, 2)
-    writer.wait()
-    assert kept(run) == [1]
+    late = make(run, NEVER | {"keep_last": 1}, may_commit=lambda: False)
+    save(late, state, 4)
+    late.wait()
+    assert kept(run) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_who_may_not_complete_a_checkpoint_removes_none(run: Run, state: LoopSta
     [
         ({"keep_last": 2}, [2, 4, 5]),
         ({"keep_last": 1, "best_is": "highest"}, [1, 5]),
-        ({"keep_last": 2, "best_metric": None}, [4, 5]),
+        ({"keep_last": 2, "best_metric": ""}, [4, 5]),
         ({"keep_last": 9}, [1, 2, 3, 4, 5]),
     ],
 )
