@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -130,9 +131,10 @@ def recipe_writer(folder: Path, *, model: Path, data: Path) -> WriteRecipe:
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """A Ray cluster of 4 CPUs in processes of this machine."""
+    """A Ray cluster of 4 CPUs in processes of this machine, which shows its gauges every second."""
     import ray
 
+    os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112, Ray's name
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()

@@ -70,12 +70,18 @@ def train(recipe: Recipe, *, wait: bool = False) -> Run:
     run = stage.run
     if run.manifest() is not None:
         return run
-    prepared = prepare(stage)
-    with disk_errors(run.folder), leases.acquire(run.lease, what=run.name, wait=wait, say=_say) as lease:
+    with disk_errors(run.folder):
+        prepared = prepare(stage)
+        return _train_held(stage, prepared, wait=wait)
+
+
+def _train_held(stage: Stage, prepared: PreparedData, *, wait: bool) -> Run:
+    run = stage.run
+    with leases.acquire(run.lease, what=run.name, wait=wait, say=_say) as lease:
         if run.manifest() is None:  # whoever was waited for may have finished it
             _refuse_stopped(stage)
             try:
-                run.begin(recipe, stage.lineage())
+                run.begin(stage.recipe, stage.lineage())
                 ending = _watched(stage, prepared, lease)
             except SlimeRayError as error:
                 if run.metrics():

@@ -71,13 +71,14 @@ class Progress:
 
     def _follow_with_lines(self) -> None:
         print(f"{self._run.name}: {self._steps} steps", file=sys.stderr, flush=True)
-        printed, ended = time.monotonic(), False
+        printed, ended, shown = time.monotonic(), False, 0
         while not ended:
             ended = self._ended.wait(_POLL_S)
             for line in self._news():
                 print(line, file=sys.stderr, flush=True)
-            if (ended or time.monotonic() - printed > _SECONDS_BETWEEN_LINES) and (latest := self._latest()):
-                printed = time.monotonic()
+            due = ended or time.monotonic() - printed > _SECONDS_BETWEEN_LINES
+            if due and (latest := self._latest()) and latest["step"] != shown:
+                printed, shown = time.monotonic(), latest["step"]
                 line = f"{self._run.name}: step {int(latest['step'])}/{self._steps} {_values(latest)}"
                 print(line, file=sys.stderr, flush=True)
 

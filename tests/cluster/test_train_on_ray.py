@@ -6,16 +6,20 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -125,11 +129,20 @@ def test_two_workers_give_the_metrics_of_none(pair: Pair) -> None:
 def test_a_finished_run_is_all_there(pair: Pair) -> None:
     run = pair.on_ray
     found = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
-    assert {path for path in found if not path.startswith("final/")} == {
+    elsewhere = ("final/", "checkpoints/", "lease/", "tensorboard/")
+    assert {path for path in found if not path.startswith(elsewhere)} == {
         "config.json",
+        "events.jsonl",
+        "lineage.json",
         "manifest.json",
         "metrics.jsonl",
         "metrics.png",
+        "suspects.jsonl",
+    }
+    # At step 4, whose evaluation was the best so far, and after the last step.
+    assert {Path(path).parts[1] for path in found if path.startswith("checkpoints/")} == {
+        "step-00000004",
+        "step-00000006",
     }
     assert {
         "final/README.md",
@@ -172,6 +185,28 @@ def test_a_finished_run_is_all_there(pair: Pair) -> None:
         assert part in card
     model: Any = AutoModelForCausalLM.from_pretrained(run.final)
     assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+
+
+def test_gauges_show_a_run_while_it_is_trained(write_recipe: WriteRecipe, held_out_file: Path) -> None:
+    settings = {"data.eval": [str(held_out_file)], "training.max_steps": 150, "training.tokens_per_micro_batch": 1}
+    recipe = load_recipe(write_recipe(settings), [ON_RAY])
+    node = ray.nodes()[0]
+    endpoint = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    name = resolve(recipe).run.name
+    shown: dict[str, float] = {}
+    with ThreadPoolExecutor() as pool:
+        trained = pool.submit(train, recipe)
+        while not trained.done() and not shown.get("step"):
+            time.sleep(0.3)
+            text = urllib.request.urlopen(endpoint, timeout=10).read().decode()
+            found = re.findall(r"^ray_slime_ray_(\w+)\{(.*)\} (\S+)$", text, flags=re.MULTILINE)
+            shown = {gauge: float(value) for gauge, tags, value in found if f'run="{name}"' in tags}
+        run = trained.result()
+    assert shown.keys() == {"step", "loss", "tokens_per_second", "mean_logps_chosen", "eval_mean_logps_chosen"}
+    assert shown["eval_mean_logps_chosen"] == run.metrics()[0]["eval_mean_logps/chosen"]
+    # The gauges are read one after another: two of them may be of neighbouring steps.
+    steps = {line["loss"]: line["step"] for line in run.metrics() if "loss" in line}
+    assert abs(steps[shown["loss"]] - shown["step"]) <= 1
 
 
 def test_the_same_command_again_returns_the_run_without_ray(pair: Pair) -> None:

@@ -19,8 +19,9 @@ from slime_ray.runs import Run
 
 # Audit events of the interpreter that change files.
 _CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-# Names a fault to processes that start elsewhere: see site/sitecustomize.py.
+# Names faults to processes that start elsewhere: see site/sitecustomize.py.
 VARIABLE = "SLIME_RAY_TEST_FAULT"
+HANG = -1
 TIMINGS = {"tokens_per_second", "pairs_per_second"}
 
 
@@ -31,7 +32,7 @@ class Fault:
     Attributes:
         inside: such as "RUN/checkpoints/".
         operation: from 0; a number that is never reached does nothing.
-        signal: what it gets; SIGSTOP holds it there, 0 means os._exit(1).
+        signal: what it gets; SIGSTOP holds it there, 0 means os._exit(1), HANG that the thread never goes on.
         delay_s: passes between the operation and the signal.
         count_to: a file that is given the number of operations that were seen.
         once: a file that is made when it strikes; it does not strike where the file is already.
@@ -110,11 +111,11 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float = 60) -> None:
         time.sleep(0.02)
 
 
-def in_workers(fault: Fault) -> dict[str, str]:
-    """Environment variables with which a fault strikes the Ray workers of a command instead of the command."""
+def in_workers(*faults: Fault) -> dict[str, str]:
+    """Environment variables with which faults strike the Ray workers of a command instead of the command."""
     return {
         "PYTHONPATH": f"{Path(__file__).parent / 'site'}:{Path(__file__).parents[2]}",
-        VARIABLE: json.dumps(asdict(fault)),
+        VARIABLE: json.dumps([asdict(fault) for fault in faults]),
     }
 
 
@@ -147,6 +148,8 @@ def arm(fault: Fault) -> None:
             except FileExistsError:
                 return
         time.sleep(fault.delay_s)
+        if fault.signal == HANG:
+            time.sleep(1e6)
         os.kill(os.getpid(), fault.signal) if fault.signal else os._exit(1)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

@@ -16,7 +16,6 @@ from tests.faults.harness import Fault, Start, assert_same_outcome, run_of, wait
 IN_STEP_7 = 8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("part", "kills"), [("/checkpoints/", 10), ("/final", 7), ("", 3)])
 def test_killed_while_it_writes(
     part: str, kills: int, recipe: Path, start: Start, undisturbed: Run, tmp_path: Path

@@ -1,4 +1,4 @@
-"""Run by every Python that has this folder on PYTHONPATH: arms, in Ray's workers, the fault that a variable names."""
+"""Run by every Python that has this folder on PYTHONPATH: arms, in Ray's workers, the faults that a variable names."""
 
 import json
 import os
@@ -7,4 +7,5 @@ import sys
 if "SLIME_RAY_TEST_FAULT" in os.environ and any("default_worker" in argument for argument in sys.orig_argv):
     from tests.faults.harness import Fault, arm
 
-    arm(Fault(**json.loads(os.environ["SLIME_RAY_TEST_FAULT"])))
+    for fault in json.loads(os.environ["SLIME_RAY_TEST_FAULT"]):
+        arm(Fault(**fault))
