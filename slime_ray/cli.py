@@ -205,7 +205,7 @@ def _plan_rows(plan: Plan, pairs_per_step: int) -> dict[str, str]:
 
     parts = {"train": plan.train, "held out": plan.held_out}
     rows = {
-        "run": f"{plan.run} ({'finished' if plan.finished else 'not yet trained'})",
+        "run": f"{plan.run} ({plan.state})",
         "parameters": f"{plan.parameters:,}",
         "trained parameters": f"{plan.trained:,}",
         "steps": f"{plan.steps:,}",

@@ -19,7 +19,7 @@ class Plan:
 
     Attributes:
         run: the run's name.
-        finished: whether it is there already.
+        state: what became of it so far, "not yet trained" if nothing.
         parameters, trained: numbers of the model's parameters and of those that are trained (adapters included).
         steps: optimizer steps of the whole run.
         tokens_per_step: mean over the steps, prompts counted once for each answer.
@@ -28,7 +28,7 @@ class Plan:
     """
 
     run: str
-    finished: bool
+    state: str
     parameters: int
     trained: int
     steps: int
@@ -61,7 +61,7 @@ def make_plan(recipe: Recipe) -> Plan:
     mean_tokens = float(Lengths.of(prepared.train).tokens.mean())
     return Plan(
         run=stage.run.name,
-        finished=stage.run.manifest() is not None,
+        state=stage.run.state() if stage.run.lineage() is not None else "not yet trained",
         parameters=parameters,
         trained=trained,
         steps=total_steps(rows, recipe.training),

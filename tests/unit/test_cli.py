@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from slime_ray import cli
+from slime_ray.storage import size_text
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("slime-ray")
@@ -108,6 +109,11 @@ def test_a_recipe_is_planned_trained_and_found_again(
     assert rows["parameters"] == f"{plain:,}"
     assert rows["trained parameters"] == f"{adapters:,}"
     assert (rows["steps"], rows["pairs per step"]) == ("3", "8")
+    # Weights and AdamW's two moments of the adapters in float64; 2 kept, the best and one being written, and final/.
+    assert (
+        rows["disk"]
+        == f"{size_text(4 * 24 * adapters + 8 * (plain + adapters))} at most, {size_text(24 * adapters)} a checkpoint"
+    )
     assert rows["train rows"] == "20 usable; skipped: none"
     assert rows["train rows cut"].startswith("prompt 3, ")
     assert rows["held out rows"] == "7 usable; skipped: none"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from slime_ray import runs as runs_module
 from slime_ray.config.recipe import Recipe
 from slime_ray.errors import DataError, ModelError, RunError
 from slime_ray.model.source import find_model
@@ -177,6 +180,17 @@ def test_a_run_is_found_by_its_recipe_the_newest_finished_one(recipe: Recipe, tm
     source = find_model("run:llama/sft", runs_dir=runs)
     assert (source.location, source.parent) == (str(runs / "llama/sft-22222222/final"), "llama/sft-22222222")
     assert source.hash == "2" * 64
+
+
+def test_the_newest_run_is_known_under_a_clock_that_jumps_back(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for digit, year in (("1", 2031), ("2", 2029), ("3", 2030)):
+        jumped = SimpleNamespace(now=lambda zone, year=year: datetime(year, 1, 1, tzinfo=zone))
+        monkeypatch.setattr(runs_module, "datetime", jumped)
+        finished(Run(tmp_path, "sft", digit * 64), recipe)
+    assert find_run(tmp_path, "sft").name == "sft-33333333"
+    assert find_run(tmp_path, "sft").finished.startswith("2030")
 
 
 def test_a_parent_that_is_not_there_or_not_finished_is_named(recipe: Recipe, tmp_path: Path) -> None:
