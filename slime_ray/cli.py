@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console, RenderableType
 
-from slime_ray.errors import Interrupted, SlimeRayError
+from slime_ray.errors import Interrupted, RunError, SlimeRayError
 from slime_ray.overrides import load_recipe
 
 if TYPE_CHECKING:
@@ -114,13 +114,19 @@ def runs(
     """List runs: state, objective, last metrics, parent; or remove what their retention allows."""
     from slime_ray.overview import runs_table
     from slime_ray.pruning import prune as prune_runs
-    from slime_ray.storage import place, size_text
+    from slime_ray.storage import disk_errors, place, size_text
 
     folder = place(runs_dir)
     if not prune:
-        _print_wide(runs_table(folder))
+        table = runs_table(folder, refused := [])
+        _warn(refused)
+        if table.row_count:
+            _print_wide(table)
+        else:
+            print(f"no runs in {folder}; name another folder with --runs-dir", file=sys.stderr)
         return
-    removed, left = prune_runs(folder)
+    with disk_errors(folder):
+        removed, left = prune_runs(folder)
     for item in removed:
         print(f"removed {item.path} ({size_text(item.size)}): {item.reason}")
     for sentence in left:
@@ -138,6 +144,8 @@ def show(
     from slime_ray.overview import pick_run, run_report
     from slime_ray.storage import place
 
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise RunError(f"--plot {plot}: there is no folder {plot.absolute().parent}; make it, or name another file")
     found = pick_run(place(runs_dir), run)
     _print_wide(run_report(found))
     if plot is not None:

@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -59,6 +60,7 @@ class Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     holder: Holder
+    token: str = ""
     beat: int = 0
     wish: Wish = ""
     wishes: int = 0
@@ -88,7 +90,12 @@ class Lease:
     @property
     def wish(self) -> Wish:
         """What was asked for last, in this process."""
-        return "lost" if self._lost else self._entry.wish
+        return "lost" if self._lost or self._ended.is_set() else self._entry.wish
+
+    @property
+    def token(self) -> str:
+        """Tells this lease from another one of its number."""
+        return self._entry.token
 
     @property
     def wishes(self) -> int:
@@ -124,7 +131,8 @@ class Lease:
     def _keep_alive(self) -> None:
         while not self._ended.wait(BEAT_S):
             with self._lock, suppress(OSError):  # a disk that fails for a moment costs no lease
-                if newest(self.folder) != self.number:
+                written = read(self.folder, self.number)
+                if newest(self.folder) != self.number or (written is not None and written.token != self.token):
                     self._lost = True
                     return
                 self._update(beat=self._entry.beat + 1)
@@ -138,9 +146,9 @@ class Lease:
 class LeaseReader:
     """The holder's wishes, followed by a thread of another process that writes on its behalf."""
 
-    def __init__(self, folder: Path, number: int) -> None:
-        """Args: the run's lease folder and the number of the lease that this process works under."""
-        self._folder, self._number = folder, number
+    def __init__(self, folder: Path, number: int, token: str) -> None:
+        """Args: the run's lease folder, and the number and token of the lease that this process works under."""
+        self._folder, self._number, self._token = folder, number, token
         self.wish: Wish = ""
         self.wishes = 0
         self._watch = BeatWatch()
@@ -150,12 +158,16 @@ class LeaseReader:
     def _follow(self) -> None:
         while self.wish != "lost":
             with suppress(OSError):  # the next look may see more
-                entry = read(self._folder, self._number) if newest(self._folder) == self._number else None
-                if entry is None or entry.released or self._watch.alive(entry) is False:
+                entry = read(self._folder, self._number)
+                passed = newest(self._folder) != self._number
+                if passed or self._watch.alive(entry) is False or (entry and not self._is_ours(entry)):
                     self.wish = "lost"
-                else:
+                elif entry is not None:  # else it was caught while it is written
                     self.wish, self.wishes = entry.wish, entry.wishes
             time.sleep(BEAT_S / 2)
+
+    def _is_ours(self, entry: Entry) -> bool:
+        return entry.token == self._token and not entry.released
 
 
 class BeatWatch:
@@ -198,7 +210,7 @@ def acquire(folder: Path, *, what: str, wait: bool, say: Callable[[str], None]) 
     Raises:
         RunError: another process holds the run.
     """
-    watch, told = BeatWatch(), False
+    watch, told, asked = BeatWatch(), False, False
     while True:
         number = newest(folder)
         entry = read(folder, number) if number else None
@@ -213,6 +225,9 @@ def acquire(folder: Path, *, what: str, wait: bool, say: Callable[[str], None]) 
                 raise RunError(f"{held}; wait for it with --wait, or stop that process")
             say(f"{held}; waiting for it")
             told = True
+        elif alive is None and not asked:
+            say(f"{what} may be held by a process elsewhere; looking for up to {DEAD_AFTER_S:.0f} s whether it lives")
+            asked = True
         time.sleep(BEAT_S / 4)
 
 
@@ -250,7 +265,7 @@ def _take(folder: Path, number: int, *, after: Entry | None) -> Lease | None:
         number: of the new lease.
         after: what the lease before it said when it was found released or dead.
     """
-    entry = Entry(holder=Holder.here())
+    entry = Entry(holder=Holder.here(), token=uuid.uuid4().hex)
     try:
         if not create(_file(folder, number), entry.model_dump_json().encode()):
             return None

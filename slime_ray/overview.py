@@ -27,39 +27,45 @@ def pick_run(runs_dir: Path, name: str) -> Run:
         RunError: there is no such run, or the recipe has several.
     """
     name = name.removeprefix("run:")
-    runs = all_runs(runs_dir)
+    runs = all_runs(runs_dir, refused := [])
     found = [run for run in runs if run.name == name] or [run for run in runs if run.recipe == name]
     if len(found) == 1:
         return found[0]
     if found:
         raise RunError(f"{name}: this recipe has {len(found)} runs; name one of {', '.join(r.name for r in found)}")
+    if refused:
+        raise RunError(f"{name}: no such run in {runs_dir}; {refused[0]}")
     there = f"there are {', '.join(run.name for run in runs)}" if runs else "there is none"
     raise RunError(f"{name}: no such run in {runs_dir}; {there}")
 
 
-def runs_table(runs_dir: Path) -> Table:
-    """Every run of a folder: state, objective, steps, last held-out metrics, parent."""
+def runs_table(runs_dir: Path, refused: list[str]) -> Table:
+    """Every run of a folder: state, objective, steps, last held-out metrics, parent.
+
+    Args:
+        runs_dir: the folder that keeps them.
+        refused: is given a sentence for each that cannot be read.
+    """
     table = Table(box=None, pad_edge=False)
     for column in ("run", "state", "objective"):
         table.add_column(column, no_wrap=column == "run")
     for column in ("step", *(name.removeprefix("eval_") for name in _COLUMNS)):
         table.add_column(column, justify="right")
     table.add_column("parent")
-    for run in all_runs(runs_dir):
-        last = _last(run)
-        lineage = run.lineage()
-        assert lineage is not None
-        numbers = [f"{last[name]:.3f}" if name in last else "" for name in _COLUMNS]
-        objective = read_recipe(run).loss.kind
-        table.add_row(
-            Text(run.name),
-            run.state(),
-            objective,
-            f"{last.get('step', 0):.0f}",
-            *numbers,
-            Text(lineage.parent or ""),
-        )
+    for run in all_runs(runs_dir, refused):
+        try:
+            table.add_row(*_row(run))
+        except RunError as error:
+            refused.append(str(error))
     return table
+
+
+def _row(run: Run) -> list[RenderableType]:
+    lineage, last = run.lineage(), _last(run)
+    assert lineage is not None
+    numbers = [f"{last[name]:.3f}" if name in last else "" for name in _COLUMNS]
+    facts = [run.state(), read_recipe(run).loss.kind, f"{last.get('step', 0):.0f}"]
+    return [Text(run.name), *facts, *numbers, Text(lineage.parent or "")]
 
 
 def run_report(run: Run) -> RenderableType:
@@ -82,7 +88,7 @@ def _facts(run: Run) -> Table:
     if (holder := held_by(run.lease)) is not None:
         rows["held by"] = f"process {holder.pid} on {holder.host}"
     if (manifest := run.manifest()) is not None:
-        rows |= {"finished": manifest.finished, "workers lost": str(manifest.failures), "model": str(run.final)}
+        rows |= {"finished": manifest.finished, "workers lost": f"{manifest.failures} times", "model": str(run.final)}
     rows["disk"] = size_text(used_bytes(run.folder))
     return _two_columns(rows)
 

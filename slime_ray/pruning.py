@@ -32,10 +32,10 @@ def prune(runs_dir: Path) -> tuple[list[Removed], list[str]]:
         What was removed, and a sentence for each run that was left alone.
     """
     removed: list[Removed] = []
-    left = []
+    left: list[str] = []
     # A run that is trained on Ray has such a folder while it is held.
     of_ray = sorted(runs_dir.glob(".ray-*"))
-    for run in all_runs(runs_dir):
+    for run in all_runs(runs_dir, left):
         if (holder := held_by(run.lease)) is not None:
             left.append(f"{run.name}: held by process {holder.pid} on {holder.host}")
             continue

@@ -21,7 +21,17 @@ from slime_ray.config.recipe import SETTINGS_VERSION, Recipe
 from slime_ray.errors import RunError
 from slime_ray.lease import held_by
 from slime_ray.sealed import Sealed
-from slime_ray.storage import append_text, folder_files, is_local, json_hash, place, remove, whole_lines, write_json
+from slime_ray.storage import (
+    append_text,
+    flush,
+    folder_files,
+    is_local,
+    json_hash,
+    place,
+    remove,
+    whole_lines,
+    write_json,
+)
 from slime_ray.storage import write_text as write_whole
 
 # The packages whose version may change a result.
@@ -60,7 +70,7 @@ class Manifest(Lineage):
     Attributes:
         metrics: the last value of every metric.
         files: size and hash of every file of final/.
-        failures: workers that were lost on the way.
+        failures: times that workers were lost on the way.
         number: counts the finished runs of a recipe, so that the newest is known without a clock.
         finished: when, UTC, ISO 8601; for people.
     """
@@ -171,15 +181,21 @@ class Run:
         if problem:
             raise RunError(f"runs_dir = {str(self.runs_dir)!r}: {problem}; expected a writable folder")
 
-    def begin(self, recipe: Recipe, lineage: Lineage) -> None:
+    def begin(self, recipe: Recipe, lineage: Lineage, *, keep: bool = False) -> None:
         """Make the folder, or take up the one that an earlier command left; the caller holds the lease.
+
+        Args:
+            recipe: its settings.
+            lineage: what it is made from.
+            keep: there are checkpoints of this run, so a folder that has lost its lineage is not emptied.
 
         Raises:
             RunError: the folder is another run's.
         """
         found = self.lineage()
         if found is None:
-            self.withdraw()
+            if not keep:
+                self.withdraw()
             write_json(self.folder / "config.json", recipe.model_dump(mode="json"))
             lineage.write(self.folder / "lineage.json")
             return
@@ -233,6 +249,8 @@ class Run:
         last: dict[str, float] = {}
         for line in self.metrics():
             last.update(line)
+        for path in [*self.final.rglob("*"), self.final]:
+            flush(path)
         others = (manifest.number for manifest in _manifests(self.runs_dir, self.recipe))
         manifest = Manifest(
             **lineage.model_dump(),
@@ -259,11 +277,20 @@ def run_of(recipe: Recipe, *, data: str, model: str) -> Run:
     return Run(place(recipe.runs_dir), recipe.name, json_hash(identity))
 
 
-def all_runs(runs_dir: Path) -> list[Run]:
-    """Every run in a runs folder, begun or finished, in the order of their names."""
+def all_runs(runs_dir: Path, refused: list[str]) -> list[Run]:
+    """Every run in a runs folder, begun or finished, in the order of their names.
+
+    Args:
+        runs_dir: the folder that keeps them.
+        refused: is given a sentence for each whose lineage was damaged.
+    """
 
     def below(folder: Path) -> Iterator[Run]:
-        lineage = Lineage.read(folder / "lineage.json")
+        try:
+            lineage = Lineage.read(folder / "lineage.json")
+        except RunError as error:
+            refused.append(str(error))
+            return
         if lineage is not None:
             yield Run(runs_dir, lineage.recipe, lineage.hash)
             return

@@ -40,7 +40,14 @@ def place(name: str | Path) -> Path:
     """The absolute path of a local name, or what a URL such as s3://bucket/runs names."""
     if isinstance(name, str) and "://" in name:
         protocol, _, path = name.partition("://")
-        return Path(path) if protocol in ("file", "local") else cast(Path, UPath(name))
+        if protocol in ("file", "local"):
+            return Path(path)
+        try:
+            found = UPath(name)
+            assert found.fs is not None
+            return cast(Path, found)
+        except (ImportError, ValueError) as error:
+            raise StorageError(f"{name}: no file system for this URL ({error}); install its package") from None
     return Path(name).expanduser().absolute() if isinstance(name, str) else name
 
 
@@ -85,11 +92,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         neighbour.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(path.parent)
     finally:
         neighbour.unlink(missing_ok=True)
 
@@ -139,10 +142,13 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def flush(path: Path) -> None:
-    """Have a local file survive a loss of power."""
+    """Have a local file, or the names in a local folder, survive a loss of power."""
     if is_local(path):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def cache_home() -> Path:

@@ -59,4 +59,10 @@ class Recipe(Section):
                 f"loss.hard_margin = {loss.hard_margin:g} is below loss.soft_margin = {loss.soft_margin:g}: legal, "
                 "but the margin loss then ends before its gate opens; the paper has 1.5 above 1.0"
             )
+        metric, best_is = self.checkpoint.best_metric, self.checkpoint.best_is
+        if best_is == "lowest" and metric.endswith(("/accuracies", "/margins", "/chosen")) and "loss" not in metric:
+            found.append(
+                f"checkpoint.best_is = 'lowest' keeps the checkpoint of the lowest {metric}; for the highest set "
+                "checkpoint.best_is=highest"
+            )
         return found

@@ -41,7 +41,7 @@ class TrainingConfig(Section):
     use_gpu: bool = Field(default=False, description="one GPU for each worker", json_schema_extra=PLACE)
     log_every: int = Field(default=1, ge=1, description="steps between lines of metrics.jsonl", json_schema_extra=PLACE)
     max_failures: int = Field(
-        default=3, ge=0, description="lost workers after which a command gives up", json_schema_extra=PLACE
+        default=3, ge=0, description="times that workers may be lost before a command gives up", json_schema_extra=PLACE
     )
     hang_minutes: float = Field(
         default=10.0,

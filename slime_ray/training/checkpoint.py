@@ -103,6 +103,7 @@ def write_checkpoint(snapshot: Snapshot, folder: Path, *, run: str, may_commit: 
         return False
     manifest = CheckpointManifest(run=run, step=snapshot.step, evaluation=snapshot.evaluation, files=files)
     manifest.write(folder / MANIFEST)
+    flush(folder.parent)
     return True
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +61,18 @@ def living_nodes() -> list[Mapping[str, float]]:
 def preemption_watch(notice: Callable[[], None]) -> Iterator[None]:
     """Inside, `notice` is called whenever the cluster says that it will take a node away."""
     from ray._private.state import state
+    from ray.exceptions import RayError
 
     ended = threading.Event()
 
     def watch() -> None:
         known: set[str] = set()
         while not ended.wait(_PREEMPTION_LOOK_S):
-            draining = set(state.get_draining_nodes())
-            if draining - known:
-                notice()
-            known = draining
+            with suppress(RayError, RuntimeError, ConnectionError):  # a head node that is away may come back
+                draining = set(state.get_draining_nodes())
+                if draining - known:
+                    notice()
+                known = draining
 
     thread = threading.Thread(target=watch, name="preemption", daemon=True)
     thread.start()

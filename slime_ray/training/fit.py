@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_ray import lease as leases
+from slime_ray.checkpoints import read_checkpoints
 from slime_ray.config.recipe import Recipe
 from slime_ray.data.batching import total_steps
 from slime_ray.data.token_cache import PreparedData, open_tokens
@@ -80,29 +81,41 @@ def _train_held(stage: Stage, prepared: PreparedData, *, wait: bool) -> Run:
     with leases.acquire(run.lease, what=run.name, wait=wait, say=_say) as lease:
         if run.manifest() is None:  # whoever was waited for may have finished it
             _refuse_stopped(stage)
+            told = len(run.events())
+            run.begin(stage.recipe, stage.lineage(), keep=_newest_step(run) is not None)
             try:
-                run.begin(stage.recipe, stage.lineage())
-                ending = _watched(stage, prepared, lease)
+                ending = _watched(stage, prepared, lease, told=told)
             except SlimeRayError as error:
-                if run.metrics():
-                    run.note("failed", str(error))
-                else:
-                    run.withdraw()
-                    lease.forget()
+                if lease.wish != "lost":  # else the folder is another's
+                    _end_badly(run, lease, error)
                 raise
             _raise_unfinished(stage, ending)
     return run
 
 
-def _watched(stage: Stage, prepared: PreparedData, lease: Lease) -> Ending:
-    """Train, showing how far it is, and heeding the wish to stop."""
+def _end_badly(run: Run, lease: Lease, error: SlimeRayError) -> None:
+    """Note why a run failed; of one that has nothing to go on from, no folder stays."""
+    if run.metrics() or _newest_step(run) is not None:
+        run.note("failed", str(error))
+    else:
+        run.withdraw()
+        lease.forget()
+
+
+def _newest_step(run: Run) -> int | None:
+    complete, _ = read_checkpoints(run.checkpoints, run=run.hash)
+    return complete[-1].step if complete else None
+
+
+def _watched(stage: Stage, prepared: PreparedData, lease: Lease, *, told: int) -> Ending:
+    """Train, showing how far it is and what happens after the first `told` events, and heeding the wish to stop."""
 
     def stop() -> None:
         _say("stopping after this step, with a checkpoint; once more ends it at once")
         lease.ask("stop")
 
     steps = total_steps(len(prepared.train), stage.recipe.training)
-    with Progress(stage.run, steps=steps), on_signal(stop):
+    with Progress(stage.run, steps=steps, told=told), on_signal(stop):
         if stage.recipe.training.num_workers == 0:
             return _train_here(stage, prepared, lease)
         # Connecting, Ray takes SIGTERM for itself.
@@ -115,7 +128,7 @@ def _raise_unfinished(stage: Stage, ending: Ending) -> None:
 
     run = stage.run
     if ending is Ending.INTERRUPTED:
-        step = max((int(line["step"]) for line in run.metrics()), default=0)
+        step = _newest_step(run)
         run.note("interrupted", "", step=step)
         raise Interrupted(f"{run.name}: stopped after step {step}; the same command goes on from there")
     if ending is Ending.STOPPED:
@@ -131,9 +144,10 @@ def _refuse_stopped(stage: Stage) -> None:
     run, event = stage.run, stage.run.ending()
     if stage.recipe.guard.action != "stop" or event is None or event.kind != "stopped":
         return
+    best = f". Its best checkpoint is kept as a model in {run.best}" if run.best.exists() else ""
     raise GuardError(
-        f"{run.name} was stopped by the guard after step {event.step}: {event.message} "
-        f"Its best checkpoint is kept as a model in {run.best}; with guard.action=warn the same command goes on"
+        f"{run.name} was stopped by the guard after step {event.step}: {event.message}{best}; "
+        "with guard.action=warn the same command goes on"
     )
 
 
@@ -159,6 +173,8 @@ def _train_on_ray(stage: Stage, tokens: Path, lease: Lease) -> Ending:
     Raises:
         ClusterError: workers were lost more often than `training.max_failures` allows.
     """
+    from slime_ray.training.loop import Ending
+
     lost = 0
     while True:
         check_resources(stage.recipe.training, living_nodes())
@@ -176,6 +192,8 @@ def _train_on_ray(stage: Stage, tokens: Path, lease: Lease) -> Ending:
             _say(f"{error}; failure {lost} of {allowed} allowed, going on from the last checkpoint")
         except Preempted as error:  # no failure: it was announced, and a checkpoint was written
             stage.run.note("warning", str(error))
+        if lease.wish == "stop":
+            return Ending.INTERRUPTED
         if isinstance(stage.recipe.training.num_workers, tuple):
             look_again()
 
@@ -198,7 +216,7 @@ def _attempt(stage: Stage, tokens: Path, lease: Lease) -> Ending:
     try:
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"stage": stage, "tokens": tokens, "lease": lease.number},
+            train_loop_config={"stage": stage, "tokens": tokens, "lease": (lease.number, lease.token)},
             scaling_config=ScalingConfig(
                 num_workers=settings.num_workers,
                 elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
@@ -291,5 +309,5 @@ def _worker(config: dict[str, Any]) -> int:
                 ray.train.report(metrics)
 
     device: Any = get_device()
-    orders = LeaseReader(run.lease, config["lease"])
+    orders = LeaseReader(run.lease, *config["lease"])
     return run_stage(stage, open_tokens(config["tokens"]), orders, device=device, report=report)

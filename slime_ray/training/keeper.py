@@ -57,13 +57,15 @@ class RunKeeper:
         self._answered = 0
         self._saver: Saver | None = None
         self._board: Board | None = None
+        # Why the guard stopped the run, once it did; on the first worker.
+        self.verdict = ""
 
-    def resume(self, state: LoopState) -> None:
-        """Put the newest sound checkpoint into the loop; damaged ones are refused by name."""
+    def resume(self, state: LoopState) -> bool:
+        """Put the newest sound checkpoint into the loop, if there is one; damaged ones are refused by name."""
         checkpoint = broadcast(self._choose() if rank() == 0 else None)
         lines = restore(checkpoint, state) if checkpoint is not None else []
         if rank() != 0:
-            return
+            return checkpoint is not None
         begun = any(event.kind == "started" for event in self._run.events())
         workers = "in one process" if self._recipe.training.num_workers == 0 else f"workers: {world()}"
         self._run.note("resumed" if begun else "started", workers, step=state.step)
@@ -73,6 +75,7 @@ class RunKeeper:
         self._saver = Saver(self._run, self._recipe.checkpoint, may_commit=lambda: self._orders.wish != "lost")
         if checkpoint is not None:
             self._saver.resumed_at(checkpoint.step)
+        return checkpoint is not None
 
     def log(self, metrics: dict[str, float]) -> None:
         """Keep a line of metrics."""
@@ -112,7 +115,9 @@ class RunKeeper:
             self._run.set_metrics(self._lines)
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Write what is still in memory, and leave no thread that writes."""
+        if self._saver is not None:
+            self._saver.join()
         if self._board is not None:
             self._board.close()
 
@@ -156,7 +161,7 @@ class RunKeeper:
         if not found:
             return False
         if settings.action == "stop":
-            self._run.note("stopped", " ".join(map(str, found)), step=state.step)
+            self.verdict = "; ".join(map(str, found))
             return True
         evaluated = [index for index, line in enumerate(self._lines) if any(key.startswith("eval_") for key in line)]
         earlier = findings(self._lines[: evaluated[-2] + 1], settings, pairs=self._held_out)

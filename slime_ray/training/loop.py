@@ -36,8 +36,9 @@ class Ending(IntEnum):
 class Keeper(Protocol):
     """What keeps a loop's state and metrics; every worker has one."""
 
-    def resume(self, state: LoopState) -> None:
-        """Put the state that was kept last into the loop, in place."""
+    def resume(self, state: LoopState) -> bool:
+        """Put the state that was kept last into the loop, in place; False if none was."""
+        ...
 
     def log(self, metrics: dict[str, float]) -> None:
         """Keep a line of metrics."""
@@ -83,8 +84,9 @@ def run_loop(training: Training, keeper: Keeper) -> Ending:
     parameters = training.policy.trained()
     optimizer, schedule = make_optimizer(parameters, settings, steps=steps)
     state = LoopState(parameters, optimizer, schedule)
-    keeper.resume(state)
-    ending = keeper.after_step(state, _evaluate(training, keeper, step=0)) if state.step == 0 else None
+    ending = None
+    if not keeper.resume(state):
+        ending = keeper.after_step(state, _evaluate(training, keeper, step=0))
     while ending is None and state.step < steps:
         metrics = _step(training, state)
         if state.step % settings.log_every == 0 or state.step == steps:

@@ -30,12 +30,12 @@ _SHOWN = (
 class Progress:
     """A context in which a thread follows a run's metrics and shows them on standard error."""
 
-    def __init__(self, run: Run, *, steps: int) -> None:
-        """Args: the run whose metrics.jsonl grows, and the step that it ends with."""
+    def __init__(self, run: Run, *, steps: int, told: int = 0) -> None:
+        """Args: the run whose metrics.jsonl grows, the step that it ends with, and how many events are old."""
         self._run = run
         self._steps = steps
         self._read = (0, 0)
-        self._events = len(run.events())
+        self._told = told
         self._last: dict[str, float] | None = None
         self._ended = threading.Event()
         self._console = Console(stderr=True)
@@ -102,7 +102,7 @@ class Progress:
     def _news(self) -> list[str]:
         """Warnings since the last look; what else happened is told by the command itself."""
         events = self._run.events()
-        new, self._events = events[self._events :], len(events)
+        new, self._told = events[self._told :], len(events)
         return [f"{self._run.name}: warning: {event.message}" for event in new if event.kind == "warning"]
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class _Pulse:
@@ -48,9 +48,14 @@ def watch(limit_s: float, *, say: Callable[[str], None]) -> None:
             time.sleep(min(1.0, limit_s / 4))
             since = _Pulse.at
             if since is not None and time.monotonic() - since > limit_s:
-                say(
-                    f"process {os.getpid()} on {socket.gethostname()} hung for {limit_s:.0f} s {_where()}; it was ended"
-                )
+                process = f"process {os.getpid()} on {socket.gethostname()}"
+                sentence = f"{process} hung for {limit_s:.0f} s {_where()}; it was ended"
+                # The disk that the sentence goes to may be what hangs.
+                end = threading.Timer(10.0, os._exit, [1])
+                end.daemon = True
+                end.start()
+                with suppress(OSError):
+                    say(sentence)
                 os._exit(1)
 
     threading.Thread(target=look, name="pulse", daemon=True).start()

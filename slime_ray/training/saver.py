@@ -63,11 +63,15 @@ class Saver:
         Raises:
             StorageError: it could not be written.
         """
+        self.join()
+        self.check()
+
+    def join(self) -> None:
+        """Return once nothing is being written any more, whatever became of it."""
         if self._thread is not None:
             with waiting():
                 self._thread.join()
             self._thread = None
-        self.check()
 
     def check(self) -> None:
         """Raise what went wrong in the writing thread, if anything did."""

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from transformers import set_seed
 
-from slime_ray.checkpoints import best_checkpoint, room_needed
+from slime_ray.checkpoints import best_checkpoint, discard_incomplete, room_needed
 from slime_ray.data.batching import Lengths, total_steps
 from slime_ray.data.chat_format import ChatFormat
 from slime_ray.data.token_cache import PreparedData
@@ -64,7 +64,9 @@ def _run_stage(stage: Stage, prepared: PreparedData, orders: Orders, device: tor
     model = load_model(stage.source, recipe.model)
     check_vocabulary(model.config, form.tokenizer, stage.source, recipe.model)
     policy = Policy(model, lora=recipe.lora, device=device)
-    _check_room(stage, policy)
+    if rank() == 0:
+        discard_incomplete(run.checkpoints, run=run.hash)
+        _check_room(stage, policy)
     training = make_training(stage, prepared, policy, padding=pad_id(form.tokenizer, end_of_turn_id))
     held_out = len(training.held_out) if training.held_out is not None else 0
     keeper = RunKeeper(run, recipe, orders, held_out=held_out, report=report)
@@ -73,7 +75,9 @@ def _run_stage(stage: Stage, prepared: PreparedData, orders: Orders, device: tor
     finally:
         keeper.close()
     if ending is Ending.STOPPED and rank() == 0:
+        rest()
         _export_best(stage, policy, form)
+        run.note("stopped", keeper.verdict, step=int(run.metrics()[-1]["step"]))
     if ending is not Ending.FINISHED:
         return ending
     watched = OBJECTIVES[recipe.loss.kind].needs_pairs and recipe.guard.action != "off"
@@ -105,7 +109,7 @@ def _run_stage(stage: Stage, prepared: PreparedData, orders: Orders, device: tor
 def _export_best(stage: Stage, policy: Policy, form: ChatFormat) -> None:
     """Write the model of the best checkpoint of a run that the guard stopped."""
     checkpoint = best_checkpoint(stage.run, stage.recipe.checkpoint)
-    if checkpoint is None:
+    if checkpoint is None or checkpoint.damage() is not None:
         return
     restore_weights(checkpoint, policy.trained())
     card = f"The model of {stage.run.name} after step {checkpoint.step}, its best one when the guard stopped the run.\n"
@@ -125,7 +129,7 @@ def _check_room(stage: Stage, policy: Policy) -> None:
     Raises:
         StorageError: less is free than the run may need.
     """
-    if rank() != 0 or (free := free_bytes(stage.run.folder)) is None:
+    if (free := free_bytes(stage.run.folder)) is None:
         return
     parameters = {id(p): p for p in policy.model.parameters()}.values()
     model = sum(p.numel() * p.element_size() for p in parameters)

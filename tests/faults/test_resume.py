@@ -58,6 +58,12 @@ def test_asked_to_stop(number: int, recipe: Path, place: str, start: Start, undi
     ]
 
 
+def files(run: Run) -> dict[Path, bytes]:
+    """The content of a run's folder, but for its lease."""
+    found = (path for path in run.folder.rglob("*") if path.is_file() and run.lease not in path.parents)
+    return {path: path.read_bytes() for path in found}
+
+
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
@@ -144,12 +150,74 @@ def test_a_holder_that_was_taken_for_dead_writes_no_more_than_it_was_writing(
     second = start(recipe, place).wait()
     assert second.code == 0, second.err
     assert_same_outcome(run, undisturbed)
-    files = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and "lease" not in str(path)}
+    before = files(run)
     first.send(signal.SIGCONT)
     ended = first.wait()
     assert ended.code == 2
     assert "another process holds this run now" in ended.err.splitlines()[-1]
-    now = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and "lease" not in str(path)}
-    changed = {path.name for path in now.keys() | files.keys() if now.get(path) != files.get(path)}
-    # The line that it was stopped in, and the news that it gave up.
-    assert changed <= {"metrics.jsonl", "events.jsonl"}
+    now = files(run)
+    changed = {path.name for path in now.keys() | before.keys() if now.get(path) != before.get(path)}
+    # The line that it was stopped in.
+    assert changed <= {"metrics.jsonl"}
+
+
+def test_killed_while_only_the_start_was_checkpointed(recipe: Path, place: str, start: Start, undisturbed: Run) -> None:
+    run = run_of(recipe, place)
+    seldom = "checkpoint.every_steps=100"
+    # The first evaluation's line, then those of the first steps.
+    killed = start(recipe, place, seldom, fault=Fault(str(run.metrics_file), 3)).wait()
+    assert killed.code == -signal.SIGKILL
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000000"]
+    again = start(recipe, place, seldom).wait()
+    assert again.code == 0, again.err
+    assert_same_outcome(run, undisturbed)
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed(recipe: Path, place: str, start: Start, undisturbed: Run) -> None:
+    run = run_of(recipe, place)
+    assert start(recipe, place, fault=Fault(str(run.metrics_file), IN_STEP_7)).wait().code == -signal.SIGKILL
+    left = run.checkpoints / "step-00000005"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    assert start(recipe, place).wait().code == 0
+    assert not left.exists()
+    assert_same_outcome(run, undisturbed)
+
+
+def test_a_run_that_fails_before_its_first_line_keeps_its_checkpoints(
+    recipe: Path, place: str, start: Start, tmp_path: Path
+) -> None:
+    silent = ("training.log_every=1000", "data.eval=[]")
+    run = run_of(recipe, place, *silent)
+    stop = Fault(f"{run.checkpoints}/step-00000004/manifest.json", 0, signal=signal.SIGTERM)
+    assert start(recipe, place, *silent, fault=stop).wait().code == 130
+    kept = sorted(path.name for path in run.checkpoints.iterdir())
+    # What it needs goes missing: the command fails before a line of metrics is written.
+    ended = start(recipe, place, *silent, "training.use_gpu=true").wait()
+    assert ended.code == 2
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == kept
+    assert run.state() == "failed"
+
+
+def test_a_run_that_lost_its_lineage_keeps_its_checkpoints(
+    recipe: Path, place: str, start: Start, undisturbed: Run
+) -> None:
+    run = run_of(recipe, place)
+    assert start(recipe, place, fault=Fault(str(run.metrics_file), IN_STEP_7, signal=signal.SIGTERM)).wait().code == 130
+    (run.folder / "lineage.json").unlink()
+    assert start(recipe, place).wait().code == 0
+    assert [event.step for event in run.events() if event.kind == "resumed"] == [7]
+    assert_same_outcome(run, undisturbed)
+
+
+def test_the_folder_of_another_run_is_refused_and_left_as_it_is(recipe: Path, place: str, start: Start) -> None:
+    run, other = run_of(recipe, place), run_of(recipe, place, "training.seed=1")
+    assert start(recipe, place, fault=Fault(str(run.metrics_file), IN_STEP_7, signal=signal.SIGTERM)).wait().code == 130
+    run.folder.rename(other.folder)
+    before = {
+        path: path.read_bytes() for path in other.folder.rglob("*") if path.is_file() and "lease" not in str(path)
+    }
+    ended = start(recipe, place, "training.seed=1").wait()
+    assert ended.code == 2
+    assert f"{other.folder}: the folder of another run ({run.name}, " in ended.err.splitlines()[-1]
+    assert files(other) == before

@@ -145,8 +145,9 @@ class Lines:
     def __init__(self) -> None:
         self.lines: list[dict[str, float]] = []
 
-    def resume(self, state: LoopState) -> None:
+    def resume(self, state: LoopState) -> bool:
         """Nothing was kept."""
+        return False
 
     def log(self, metrics: dict[str, float]) -> None:
         """Remember a line."""

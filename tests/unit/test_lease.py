@@ -355,7 +355,7 @@ def test_a_holder_that_did_not_notice_yet_leaves_the_new_lease_alone(
 
 def test_a_reader_hears_what_is_asked_for(folder: Path) -> None:
     with take(folder) as lease:
-        reader = LeaseReader(folder, lease.number)
+        reader = LeaseReader(folder, lease.number, lease.token)
         assert (reader.wish, reader.wishes) == ("", 0)
         lease.ask("checkpoint")
         lease.ask("checkpoint")
@@ -375,7 +375,7 @@ def test_a_wish_survives_a_disk_that_is_full_for_a_moment(folder: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     with take(folder) as lease:
-        reader = LeaseReader(folder, lease.number)
+        reader = LeaseReader(folder, lease.number, lease.token)
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", fail)
             lease.ask("stop")
@@ -386,7 +386,7 @@ def test_a_wish_survives_a_disk_that_is_full_for_a_moment(folder: Path, monkeypa
 
 def test_a_reader_notices_that_its_holders_process_is_gone(folder: Path, process: subprocess.Popen[bytes]) -> None:
     put(folder, Entry(holder=holder_of(process)))
-    reader = LeaseReader(folder, 1)
+    reader = LeaseReader(folder, 1, "")
     time.sleep(0.1)
     assert reader.wish == ""
     process.kill()
@@ -395,7 +395,7 @@ def test_a_reader_notices_that_its_holders_process_is_gone(folder: Path, process
 
 def test_a_reader_notices_that_the_lease_is_anothers(folder: Path) -> None:
     put(folder, Entry(holder=Holder.here()))
-    reader = LeaseReader(folder, 1)
+    reader = LeaseReader(folder, 1, "")
     time.sleep(0.1)
     assert reader.wish == ""
     put(folder, Entry(holder=Holder.here()), number=2)
@@ -404,7 +404,7 @@ def test_a_reader_notices_that_the_lease_is_anothers(folder: Path) -> None:
 
 def test_a_reader_far_from_its_holder_goes_by_the_counter(folder: Path) -> None:
     with beating(folder, Entry(holder=ELSEWHERE)):
-        reader = LeaseReader(folder, 1)
+        reader = LeaseReader(folder, 1, "")
         time.sleep(2 * DEAD_AFTER_S)
         assert reader.wish == ""
         stopped = time.monotonic()
@@ -439,7 +439,7 @@ def test_two_never_hold_a_lease_where_one_was_forgotten(folder: Path) -> None:
 
 def test_a_lease_outlives_a_disk_that_fails_for_a_moment(folder: Path) -> None:
     with take(folder) as lease:
-        reader = LeaseReader(folder, lease.number)
+        reader = LeaseReader(folder, lease.number, lease.token)
         away = folder.rename(folder.with_name("away"))
         folder.touch()
         time.sleep(0.1)
@@ -466,7 +466,7 @@ def test_a_lease_behind_a_url(tmp_path: Path) -> None:
     with take(folder) as lease:
         assert held_by(folder) == Holder.here()
         assert refusal(folder) == HELD_HERE
-        reader = LeaseReader(folder, lease.number)
+        reader = LeaseReader(folder, lease.number, lease.token)
         lease.ask("stop")
         wait_until(lambda: reader.wish == "stop")
     assert held_by(folder) is None

@@ -113,7 +113,7 @@ def test_runs_are_listed_in_a_line_each(tmp_path: Path) -> None:
     fresh.set_metrics([])
     (tmp_path / "no run").mkdir()
     with acquire(fresh.lease, what="", wait=False, say=print):
-        header, *lines = rendered(runs_table(tmp_path))
+        header, *lines = rendered(runs_table(tmp_path, []))
     columns = ["run", "state", "objective", "step", "loss", "rewards/accuracies", "mean_logps/chosen", "entropy/chosen"]
     assert header.split() == [*columns, "parent"]
     numbers = ["2", "0.625", "1.000", "-1.500"]
@@ -133,11 +133,11 @@ def test_runs_are_listed_in_a_line_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["[v2] sft", "a[/b]"])
 def test_names_with_brackets_are_listed(name: str, tmp_path: Path) -> None:
     begin(tmp_path, name)
-    assert rendered(runs_table(tmp_path))[1].startswith(f"{name}-11111111  ")
+    assert rendered(runs_table(tmp_path, []))[1].startswith(f"{name}-11111111  ")
 
 
 def test_where_there_are_no_runs_the_table_is_empty(tmp_path: Path) -> None:
-    assert runs_table(tmp_path / "absent").row_count == 0
+    assert runs_table(tmp_path / "absent", []).row_count == 0
 
 
 def test_a_finished_run_is_shown(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_run_that_runs_away_is_stopped_with_its_best_checkpoint(recipe: Callab
         f"{run.name} was stopped by the guard after step 4: step 4, held out: the chosen answers'"
     )
     assert sentence.endswith(
-        f"Its best checkpoint is kept as a model in {run.best}; with guard.action=warn the same command goes on"
+        f". Its best checkpoint is kept as a model in {run.best}; with guard.action=warn the same command goes on"
     )
     assert run.manifest() is None
     assert run.state() == "stopped"

@@ -45,7 +45,7 @@ def test_a_run_behind_a_url_is_what_it_is_on_a_disk(
     assert manifest is not None
     assert expected is not None
     assert manifest.files.keys() == expected.files.keys()
-    assert [run.name for run in all_runs(place(url))] == [here.name]
+    assert [run.name for run in all_runs(place(url), [])] == [here.name]
 
     # The same command returns it, a second recipe starts from it, and what is of no more use goes.
     assert train(load_recipe(recipe, [f"runs_dir={url}"])) == there
