@@ -157,7 +157,7 @@ def test_a_finished_run_is_shown(tmp_path: Path) -> None:
         "model hash": "e" * 16,
         "versions": "torch 2.13.0, ray not installed",
         "finished": manifest.finished,
-        "workers lost": "1",
+        "workers lost": "1 times",
         "model": str(run.final),
         "disk": size_text(used_bytes(run.folder)),
     }
