@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from slime_ray.config.recipe import SETTINGS_VERSION, Recipe
 from slime_ray.errors import RunError
 from slime_ray.lease import held_by
-from slime_ray.sealed import Sealed
+from slime_ray.manifest import Lineage, Manifest
 from slime_ray.storage import (
     append_text,
     flush,
@@ -34,52 +31,11 @@ from slime_ray.storage import (
 )
 from slime_ray.storage import write_text as write_whole
 
-# The packages whose version may change a result.
-_PACKAGES = ("slime-ray", "torch", "transformers", "tokenizers", "peft", "ray", "numpy")
 # As a glob pattern: what a run's name ends with.
 _HASH_DIGITS = "[0-9a-f]" * 8
 
 EventKind = Literal["started", "resumed", "warning", "worker lost", "interrupted", "stopped", "failed", "finished"]
 State = Literal["running", "interrupted", "stopped", "failed", "finished"]
-
-
-class Lineage(Sealed):
-    """What a run is made from; written when it begins.
-
-    Attributes:
-        name: the run's name, the folder below the runs folder.
-        recipe: the recipe's name.
-        hash: what the name's last 8 digits begin: settings that change the result, data and parent.
-        data, model: hashes of the data's and the starting model's content.
-        parent: the name of the run whose model this one starts from.
-        versions: of this code and the packages that trained it.
-    """
-
-    name: str
-    recipe: str
-    hash: str
-    data: str
-    model: str
-    parent: str | None
-    versions: dict[str, str]
-
-
-class Manifest(Lineage):
-    """What a finished run was made from and what it made; written last.
-
-    Attributes:
-        metrics: the last value of every metric.
-        files: size and hash of every file of final/.
-        failures: times that workers were lost on the way.
-        number: counts the finished runs of a recipe, so that the newest is known without a clock.
-        finished: when, UTC, ISO 8601; for people.
-    """
-
-    metrics: dict[str, float]
-    files: dict[str, dict[str, Any]]
-    failures: int
-    number: int
-    finished: str
 
 
 class Event(BaseModel):
@@ -343,22 +299,6 @@ def _check_final(final: Path, manifest: Manifest) -> None:
                 f"{path}: {found}, its run's manifest says {file['size']:,}; put the file back, or remove "
                 f"{final.parent} and train it again"
             )
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Of the packages that may change a result; of this code also the hash of its files."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for path in sorted(here.rglob("*.py")):
-        digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes() + b"\0")
-    return found | {"slime-ray": f"{found['slime-ray']}+{digest.hexdigest()[:8]}"}
 
 
 def read_recipe(run: Run) -> Recipe:

@@ -19,6 +19,7 @@ STEPS: list[set[str]] = [
     {"overrides"},
     {"storage"},
     {"sealed", "lease"},
+    {"manifest"},
     {"runs"},
     {"checkpoints"},
     {"overview", "pruning"},

@@ -10,8 +10,9 @@ from slime_ray.config.recipe import Recipe
 from slime_ray.data.sources import content_hash
 from slime_ray.data.token_cache import PreparedData, prepare_tokens
 from slime_ray.data.tokenization import ChatFormat, load_tokenizer
+from slime_ray.manifest import Lineage, versions
 from slime_ray.model.source import ModelSource, find_model, settings_hash
-from slime_ray.runs import Lineage, Run, run_of, versions
+from slime_ray.runs import Run, run_of
 from slime_ray.storage import place, text_hash
 
 # Below the runs folder, shared by all runs: what is made once from data and model.

@@ -14,8 +14,9 @@ from slime_ray.checkpoints import MANIFEST, CheckpointManifest, folder_of
 from slime_ray.config.recipe import Recipe
 from slime_ray.errors import RunError
 from slime_ray.lease import acquire
+from slime_ray.manifest import Lineage
 from slime_ray.overview import pick_run, run_report, runs_table
-from slime_ray.runs import Lineage, Run
+from slime_ray.runs import Run
 from slime_ray.storage import folder_files, size_text, used_bytes, write_bytes
 
 LINES = [

@@ -10,8 +10,9 @@ import pytest
 from slime_ray.checkpoints import MANIFEST, CheckpointManifest, folder_of
 from slime_ray.config.recipe import Recipe
 from slime_ray.lease import Entry, Holder, acquire
+from slime_ray.manifest import Lineage
 from slime_ray.pruning import prune, removable
-from slime_ray.runs import Lineage, Run
+from slime_ray.runs import Run
 from slime_ray.storage import folder_files, is_local, place, write_bytes
 
 Tree = dict[str, bytes | None]

@@ -14,8 +14,9 @@ import pytest
 from slime_ray import runs as runs_module
 from slime_ray.config.recipe import Recipe
 from slime_ray.errors import DataError, ModelError, RunError
+from slime_ray.manifest import Lineage, Manifest
 from slime_ray.model.source import find_model
-from slime_ray.runs import Lineage, Manifest, Run, find_run, read_recipe
+from slime_ray.runs import Run, find_run, read_recipe
 from slime_ray.storage import file_hash
 from slime_ray.training.stage import resolve
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from slime_ray.manifest import Lineage
 from slime_ray.model.source import find_model
-from slime_ray.runs import Lineage, Run
+from slime_ray.runs import Run
 
 
 def finished(run: Run, weights: bytes) -> None:
