@@ -92,6 +92,34 @@ def test_the_help_fits_one_screen() -> None:
     assert (answer.code, answer.err) == (0, "")
 
 
+def test_runs_are_listed_shown_drawn_and_pruned(
+    run: Run, write_recipe: WriteRecipe, tmp_path: Path, held_out_file: Path
+) -> None:
+    runs = ("--runs-dir", tmp_path / "runs")
+    assert run("runs", *runs).err == f"no runs in {tmp_path / 'runs'}; name another folder with --runs-dir\n"
+    recipe = write_recipe({"data.eval": [str(held_out_file)], "checkpoint.every_steps": 1})
+    name = Path(run("train", recipe).out.strip()).name
+
+    listed = run("runs", *runs)
+    assert (listed.code, listed.err) == (0, "")
+    assert listed.out.splitlines()[1].split()[:4] == [name, "finished", "slime", "3"]
+    shown = run("show", "recipe", *runs, "--plot", tmp_path / "run.png")
+    assert shown.code == 0
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    for part in (f"run             {name}", "eval_entropy/chosen", "step-00000003", "finished"):
+        assert part in shown.out
+
+    assert "step-00000002" in run("runs", *runs, "--prune").out
+    assert not list((tmp_path / "runs" / name / "checkpoints").iterdir())
+    assert run("runs", *runs, "--prune").out == "0 bytes freed\n"
+
+    assert_refused(run("show", "recip", *runs), f"recip: no such run in {tmp_path / 'runs'}; there are {name}")
+    assert_refused(run("show", name, *runs, "--plot", tmp_path / "no" / "run.png"), "there is no folder ")
+    assert_refused(run("runs", "--runs-dir", "nowhere://runs"), "nowhere://runs: no file system for this URL (")
+    (tmp_path / "runs" / name / "manifest.json").write_text("{}")
+    assert_refused(run("train", recipe), "manifest.json: name: Field required; put the original back")
+
+
 def test_a_recipe_is_planned_trained_and_found_again(
     run: Run, write_recipe: WriteRecipe, tmp_path: Path, tiny_model: Path, held_out_file: Path
 ) -> None:
