@@ -12,7 +12,7 @@ import pytest
 from slime_ray.runs import Run
 from tests.faults.harness import HANG, Fault, Start, assert_same_outcome, in_workers, run_of, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 STEPS = 60
 ON_RAY = ("training.num_workers=2", f"training.max_steps={STEPS}", "training.eval_every=20")
