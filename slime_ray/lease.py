@@ -102,6 +102,12 @@ class Lease:
         """How often something was asked for."""
         return self._entry.wishes
 
+    def look(self) -> Wish:
+        """The wish, with a fresh look at whether the lease is still ours: before something is made final."""
+        with self._lock, suppress(OSError):
+            self._check()
+        return self.wish
+
     def ask(self, wish: Wish) -> None:
         """Ask the process that trains, wherever it runs, for a checkpoint, or to stop after its step."""
         with self._lock:
@@ -131,11 +137,15 @@ class Lease:
     def _keep_alive(self) -> None:
         while not self._ended.wait(BEAT_S):
             with self._lock, suppress(OSError):  # a disk that fails for a moment costs no lease
-                written = read(self.folder, self.number)
-                if newest(self.folder) != self.number or (written is not None and written.token != self.token):
-                    self._lost = True
+                self._check()
+                if self._lost:
                     return
                 self._update(beat=self._entry.beat + 1)
+
+    def _check(self) -> None:
+        written = read(self.folder, self.number)
+        if newest(self.folder) != self.number or (written is not None and written.token != self.token):
+            self._lost = True
 
     def _update(self, **changes: object) -> None:
         self._entry = self._entry.model_copy(update=changes)
@@ -152,19 +162,24 @@ class LeaseReader:
         self.wish: Wish = ""
         self.wishes = 0
         self._watch = BeatWatch()
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._follow, name="lease reader", daemon=True)
         self._thread.start()
 
     def _follow(self) -> None:
-        while self.wish != "lost":
-            with suppress(OSError):  # the next look may see more
-                entry = read(self._folder, self._number)
-                passed = newest(self._folder) != self._number
-                if passed or self._watch.alive(entry) is False or (entry and not self._is_ours(entry)):
-                    self.wish = "lost"
-                elif entry is not None:  # else it was caught while it is written
-                    self.wish, self.wishes = entry.wish, entry.wishes
+        while self.look() != "lost":
             time.sleep(BEAT_S / 2)
+
+    def look(self) -> Wish:
+        """The wish, with a fresh look at whether the lease still counts."""
+        with self._lock, suppress(OSError):  # the next look may see more
+            entry = read(self._folder, self._number)
+            passed = newest(self._folder) != self._number
+            if passed or self._watch.alive(entry) is False or (entry and not self._is_ours(entry)):
+                self.wish = "lost"
+            elif entry is not None and self.wish != "lost":  # None: caught while it is written
+                self.wish, self.wishes = entry.wish, entry.wishes
+        return self.wish
 
     def _is_ours(self, entry: Entry) -> bool:
         return entry.token == self._token and not entry.released

@@ -13,7 +13,7 @@ from slime_ray.config.recipe import Recipe
 from slime_ray.errors import ConfigError, RunError, SlimeRayError
 from slime_ray.lease import Wish
 from slime_ray.runs import Run
-from slime_ray.storage import remove
+from slime_ray.storage import is_local, remove
 from slime_ray.training.checkpoint import LoopState, restore
 from slime_ray.training.collective import broadcast, largest, rank, world
 from slime_ray.training.guard import findings
@@ -35,6 +35,10 @@ class Orders(Protocol):
     @property
     def wishes(self) -> int:
         """How often something was asked for."""
+        ...
+
+    def look(self) -> Wish:
+        """The wish, with a fresh look at whether the lease still counts."""
         ...
 
 
@@ -72,7 +76,7 @@ class RunKeeper:
         self._run.set_metrics(lines)
         self._lines = lines
         self._board = Board(self._run, self._lines)
-        self._saver = Saver(self._run, self._recipe.checkpoint, may_commit=lambda: self._orders.wish != "lost")
+        self._saver = Saver(self._run, self._recipe.checkpoint, may_commit=lambda: self._orders.look() != "lost")
         if checkpoint is not None:
             self._saver.resumed_at(checkpoint.step)
         return checkpoint is not None
@@ -80,6 +84,8 @@ class RunKeeper:
     def log(self, metrics: dict[str, float]) -> None:
         """Keep a line of metrics."""
         if self._board is not None:
+            if is_local(self._run.folder):  # where a look costs next to nothing
+                self.check_hold()
             self._lines.append(metrics)
             self._run.log(metrics)
             self._board.add(metrics)
@@ -123,7 +129,7 @@ class RunKeeper:
 
     def check_hold(self) -> None:
         """Raises RunError where another process has taken the run over."""
-        if self._orders.wish == "lost":
+        if self._orders.look() == "lost":
             raise RunError(
                 f"{self._run.name}: another process holds this run now, or the command that trained it is gone; "
                 "nothing more was written. Run the command again to go on from the last checkpoint"
@@ -131,7 +137,8 @@ class RunKeeper:
 
     def _look(self, state: LoopState, evaluation: dict[str, float]) -> int:
         assert self._saver is not None
-        self.check_hold()
+        if self._orders.wish == "lost":
+            self.check_hold()
         self._saver.check()
         metric = self._recipe.checkpoint.best_metric
         if evaluation and metric and metric not in evaluation:

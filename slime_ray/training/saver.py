@@ -93,6 +93,8 @@ class Saver:
         folder = folder_of(self._run.checkpoints, snapshot.step)
         try:
             with disk_errors(folder):
+                if not self._may_commit():
+                    return
                 done = write_checkpoint(snapshot, folder, run=self._run.hash, may_commit=self._may_commit)
                 if done:
                     self._discard_superfluous()
