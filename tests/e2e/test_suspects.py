@@ -43,6 +43,7 @@ def test_swapped_pairs_are_listed_first_of_all(write_recipe: Callable[..., Path]
     listed = [json.loads(line) for line in (run.folder / "suspects.jsonl").read_text(encoding="utf-8").splitlines()]
     sources = {f"{pairs}:{row + 1}" for row in swapped}
     found = [row for row in listed if row["source"] in sources]
+    print(f"of {len(listed)} listed pairs {len(found) / len(listed):.0%} were swapped, of all {SWAPPED / PAIRS:.0%}")
     assert len(found) >= 8
     assert len(found) / len(listed) >= 5 * SWAPPED / PAIRS
     assert all(row["chosen"].startswith("no ") and row["rejected"].startswith("yes ") for row in found)
