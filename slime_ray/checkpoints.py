@@ -116,12 +116,10 @@ def superfluous(checkpoints: list[Checkpoint], settings: CheckpointConfig) -> li
     return [each for each in checkpoints if each not in kept]
 
 
-def discard_incomplete(checkpoints: Path, *, run: str) -> None:
+def discard_incomplete(checkpoints: Path) -> None:
     """Remove what a crash left of checkpoints that were being written; the caller holds the run's lease."""
-    complete, _ = read_checkpoints(checkpoints, run=run)
-    known = {checkpoint.folder for checkpoint in complete}
     for folder in sorted(checkpoints.iterdir()) if checkpoints.is_dir() else []:
-        if folder not in known and folder.is_dir() and not (folder / MANIFEST).exists():
+        if folder.is_dir() and not (folder / MANIFEST).exists():
             discard(folder)
 
 

@@ -29,7 +29,6 @@ DEAD_AFTER_S = 60.0
 
 # What the holder asks of the process that trains; "lost": the lease is another's now.
 Wish = Literal["", "checkpoint", "stop", "lost"]
-_STRENGTH: dict[Wish, int] = {"": 0, "checkpoint": 1, "stop": 2, "lost": 3}
 
 
 class Holder(BaseModel):
@@ -108,12 +107,11 @@ class Lease:
             self._check()
         return self.wish
 
-    def ask(self, wish: Wish) -> None:
+    def ask(self, wish: Literal["checkpoint", "stop"]) -> None:
         """Ask the process that trains, wherever it runs, for a checkpoint, or to stop after its step."""
         with self._lock:
-            if _STRENGTH[wish] < _STRENGTH[self._entry.wish]:
-                return
-            self._update(wish=wish, wishes=self._entry.wishes + 1)
+            if self._entry.wish != "stop":  # which asks for a checkpoint too
+                self._update(wish=wish, wishes=self._entry.wishes + 1)
 
     def release(self) -> None:
         """Let go: whoever waits may take the run over at once."""

@@ -61,7 +61,7 @@ def runs_table(runs_dir: Path, refused: list[str]) -> Table:
 
 
 def _row(run: Run) -> list[RenderableType]:
-    lineage, last = run.lineage(), _last(run)
+    lineage, last = run.lineage(), run.last_metrics()
     assert lineage is not None
     numbers = [f"{last[name]:.3f}" if name in last else "" for name in _COLUMNS]
     facts = [run.state(), read_recipe(run).loss.kind, f"{last.get('step', 0):.0f}"]
@@ -106,7 +106,7 @@ def _metrics(run: Run) -> Table:
     first: dict[str, float] = {}
     for line in run.metrics():
         first = line | first
-    last = _last(run)
+    last = run.last_metrics()
     table = Table("metric", box=None, pad_edge=False)
     table.add_column("first", justify="right")
     table.add_column("last", justify="right")
@@ -135,10 +135,3 @@ def _events(run: Run) -> Iterator[str]:
     for event in run.events():
         where = f" at step {event.step}" if event.step is not None else ""
         yield f"{event.time}  {event.kind}{where}" + (f": {event.message}" if event.message else "")
-
-
-def _last(run: Run) -> dict[str, float]:
-    last: dict[str, float] = {}
-    for line in run.metrics():
-        last = last | line
-    return last

@@ -28,8 +28,8 @@ from slime_ray.storage import (
     remove,
     whole_lines,
     write_json,
+    write_text,
 )
-from slime_ray.storage import write_text as write_whole
 
 # As a glob pattern: what a run's name ends with.
 _HASH_DIGITS = "[0-9a-f]" * 8
@@ -180,9 +180,16 @@ class Run:
         """All whole lines of metrics.jsonl, in order; a line that is being written is left for later."""
         return [json.loads(line) for line in whole_lines(self.metrics_file)]
 
+    def last_metrics(self) -> dict[str, float]:
+        """The last value of every metric."""
+        last: dict[str, float] = {}
+        for line in self.metrics():
+            last.update(line)
+        return last
+
     def set_metrics(self, lines: Sequence[dict[str, float]]) -> None:
         """Write metrics.jsonl anew."""
-        write_whole(self.metrics_file, to_lines(lines))
+        write_text(self.metrics_file, to_lines(lines))
 
     def note(self, kind: EventKind, message: str, *, step: int | None = None) -> None:
         """Append to events.jsonl; the same warning of the same step, met again after a resume, only once."""
@@ -202,15 +209,12 @@ class Run:
 
     def finish(self, lineage: Lineage) -> Manifest:
         """Write the manifest: from now on the run is finished."""
-        last: dict[str, float] = {}
-        for line in self.metrics():
-            last.update(line)
         for path in [*self.final.rglob("*"), self.final]:
             flush(path)
         others = (manifest.number for manifest in _manifests(self.runs_dir, self.recipe))
         manifest = Manifest(
             **lineage.model_dump(),
-            metrics=last,
+            metrics=self.last_metrics(),
             files=folder_files(self.final),
             failures=sum(event.kind == "worker lost" for event in self.events()),
             number=1 + max(others, default=0),

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import fsspec
 from safetensors import SafetensorError
 from upath import UPath
 
@@ -36,19 +37,22 @@ _DISK = {
 }
 
 
-def place(name: str | Path) -> Path:
-    """The absolute path of a local name, or what a URL such as s3://bucket/runs names."""
-    if isinstance(name, str) and "://" in name:
-        protocol, _, path = name.partition("://")
-        if protocol in ("file", "local"):
-            return Path(path)
-        try:
-            found = UPath(name)
-            assert found.fs is not None
-            return cast(Path, found)
-        except (ImportError, ValueError) as error:
-            raise StorageError(f"{name}: no file system for this URL ({error}); install its package") from None
-    return Path(name).expanduser().absolute() if isinstance(name, str) else name
+def place(name: str) -> Path:
+    """The absolute path of a local name, or what a URL such as s3://bucket/runs names.
+
+    Raises:
+        StorageError: no file system is known for the URL, or its package is not installed.
+    """
+    protocol, separator, path = name.partition("://")
+    if not separator:
+        return Path(name).expanduser().absolute()
+    if protocol in ("file", "local"):
+        return Path(path)
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"{name}: no file system for this URL ({error}); install its package") from None
+    return cast(Path, UPath(name))
 
 
 def is_local(path: Path) -> bool:

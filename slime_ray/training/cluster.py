@@ -128,6 +128,7 @@ def gauges(run: str) -> Callable[[Mapping[str, float]], None]:
 
 
 def worker_resources(settings: TrainingConfig) -> dict[str, float]:
+    """What each worker takes of its node, by Ray's names."""
     return {"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})}
 
 

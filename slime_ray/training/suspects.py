@@ -72,9 +72,7 @@ class Suspects:
         return [asdict(suspect) for suspect in self.listed]
 
     def summary(self) -> str:
-        """One sentence on what was found."""
-        if not self.listed:
-            return f"suspects: none, the chosen answer is at least as likely in all {self.pairs:,} training pairs"
+        """One sentence on what was found, where anything was."""
         worst = self.listed[0]
         return (
             f"suspects: {len(self.listed):,} of {self.pairs:,} training pairs ({self.share:.1%}) still have a negative "

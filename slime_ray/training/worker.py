@@ -65,7 +65,7 @@ def _run_stage(stage: Stage, prepared: PreparedData, orders: Orders, device: tor
     check_vocabulary(model.config, form.tokenizer, stage.source, recipe.model)
     policy = Policy(model, lora=recipe.lora, device=device)
     if rank() == 0:
-        discard_incomplete(run.checkpoints, run=run.hash)
+        discard_incomplete(run.checkpoints)
         _check_room(stage, policy)
     training = make_training(stage, prepared, policy, padding=pad_id(form.tokenizer, end_of_turn_id))
     held_out = len(training.held_out) if training.held_out is not None else 0

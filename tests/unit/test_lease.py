@@ -437,14 +437,23 @@ def test_two_never_hold_a_lease_where_one_was_forgotten(folder: Path) -> None:
     assert second is None
 
 
+def point(folder: Path, target: Path) -> None:
+    """Have a folder be a link to something else, from one moment to the next: it is never absent."""
+    link = folder.with_name("link")
+    link.symlink_to(target)
+    link.replace(folder)
+
+
 def test_a_lease_outlives_a_disk_that_fails_for_a_moment(folder: Path) -> None:
+    sound, failing = folder.with_name("sound"), folder.with_name("failing")
+    sound.mkdir(parents=True)
+    failing.touch()
+    point(folder, sound)
     with take(folder) as lease:
         reader = LeaseReader(folder, lease.number, lease.token)
-        away = folder.rename(folder.with_name("away"))
-        folder.touch()
+        point(folder, failing)
         time.sleep(0.1)
-        folder.unlink()
-        away.rename(folder)
+        point(folder, sound)
         lease.ask("stop")
         wait_until(lambda: reader.wish == "stop", timeout_s=1)
         entry = read(folder, 1)

@@ -51,7 +51,6 @@ def test_a_place_is_a_path_or_what_a_url_names(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", "/home/someone")
     assert place("runs") == tmp_path / "runs"
     assert place("~/runs") == Path("/home/someone/runs")
-    assert place(Path("runs")) == Path("runs")
     assert is_local(place("runs"))
     remote = place("memory://bucket/runs")
     assert str(remote / "sft") == "memory://bucket/runs/sft"
