@@ -45,6 +45,10 @@ class JudgeError(SlimeRayError):
     """A judge is not to be trusted with this: it agrees too little with people."""
 
 
+class ServingError(SlimeRayError):
+    """An endpoint cannot be brought up: no room, a refused checkpoint, no key, a taken port."""
+
+
 class NonFiniteError(SlimeRayError):
     """A loss or gradient was not finite; it was not applied."""
 

@@ -11,7 +11,9 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from slime_ray.config.evaluation import EvaluationRecipe
+from slime_ray.config.pipeline import PipelineRecipe
 from slime_ray.config.recipe import Recipe
+from slime_ray.config.serving import ServingRecipe
 from slime_ray.errors import ConfigError
 
 _RECIPES_ROOT = ("jobs", "recipes")
@@ -35,6 +37,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
     """Read an evaluation's recipe in the same way; raises as `load_recipe`."""
     return _load(Path(path), overrides, EvaluationRecipe)
+
+
+def load_serving(path: str | Path, overrides: Sequence[str] = ()) -> ServingRecipe:
+    """Read an endpoint's recipe in the same way; raises as `load_recipe`."""
+    return _load(Path(path), overrides, ServingRecipe)
+
+
+def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> PipelineRecipe:
+    """Read a pipeline's recipe in the same way; raises as `load_recipe`."""
+    return _load(Path(path), overrides, PipelineRecipe)
 
 
 def recipe_name(path: Path) -> str:
