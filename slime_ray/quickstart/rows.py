@@ -1,4 +1,4 @@
-"""Rows for the demonstration: supervised rows, preference pairs, and the four parts that share no prompt."""
+"""Rows for the demonstration: supervised rows, preference pairs, four parts that share no prompt, and questions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from slime_ray.errors import DataError
 from slime_ray.evaluation.checks import passes
 from slime_ray.quickstart import words
+from slime_ray.quickstart.questions import question_rows
 from slime_ray.quickstart.tasks import KINDS, Kind, Message, Task
 from slime_ray.storage import write_text
 
@@ -124,14 +126,17 @@ def write_parts(
     preference: int = 4_000,
     validation: int = 200,
     test: int = 400,
+    questions: int = 200,
 ) -> dict[str, Path]:
-    """Write ``generate_parts`` to ``folder`` as JSON Lines (UTF-8), a file for each part; returns their paths.
+    """Write ``generate_parts`` and questions of their own to ``folder`` as JSON Lines (UTF-8); returns their paths.
 
     The same arguments give the same bytes. A file is complete or absent.
     """
     parts = generate_parts(seed=seed, sft=sft, preference=preference, validation=validation, test=test)
+    prompts: Any = [row.get("prompt", row.get("messages")) for rows in parts.values() for row in rows]
+    parts["questions"] = question_rows(prompts, seed=seed, count=questions)
     paths: dict[str, Path] = {}
-    for part in ("sft", "preference", "validation", "test"):
+    for part in ("sft", "preference", "validation", "test", "questions"):
         paths[part] = folder / f"{part}.jsonl"
         write_text(paths[part], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in parts[part]))
     return paths

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from slime_ray.quickstart import words
@@ -156,17 +156,18 @@ def _staying_polite(rng: Random) -> Task:
     )
 
 
-def _follow_up(rng: Random) -> Task:
+def follow_up_tasks(rng: Random) -> tuple[Task, Task]:
+    """Two tasks, the second worded as what is asked next; its answer depends on nothing that was said before."""
     draw = rng.choice((_opposites, _first_letter, _successors))
     first, second = draw(rng), draw(rng)
-    answered: Message = {"role": "assistant", "content": first.answer}
     question = rng.choice(words.LINKS) + second.prompt[0]["content"]
-    return Task(
-        prompt=(*first.prompt, answered, *_ask(question)),
-        answer=second.answer,
-        check=second.check,
-        topic=second.topic,
-    )
+    return first, replace(second, prompt=_ask(question))
+
+
+def _follow_up(rng: Random) -> Task:
+    first, second = follow_up_tasks(rng)
+    answered: Message = {"role": "assistant", "content": first.answer}
+    return replace(second, prompt=(*first.prompt, answered, *second.prompt))
 
 
 def _recalling(rng: Random) -> Task:

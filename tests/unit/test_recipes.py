@@ -18,8 +18,11 @@ from slime_ray.training.plan import ModelSizes, Unknown, make_plan
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "jobs" / "recipes"
-EVALUATIONS = sorted(path for name in ("mt-bench", "arena-hard") for path in (FOLDER / name).glob("*.toml"))
-RECIPES = sorted(set(FOLDER.glob("**/*.toml")) - set(EVALUATIONS))
+EVALUATIONS = sorted(
+    [*FOLDER.glob("mt-bench/*.toml"), *FOLDER.glob("arena-hard/*.toml"), *FOLDER.glob("*/evaluate.toml")]
+)
+SERVED = {path for name in ("serve", "pipeline") for path in FOLDER.glob(f"*/{name}.toml")}
+RECIPES = sorted(set(FOLDER.glob("**/*.toml")) - set(EVALUATIONS) - SERVED)
 
 # Parameters, and trained ones: of the paper's LoRA with its head in full as in the facts about its models; all of
 # SmolLM2's; of Qwen3-0.6B's 28 layers r = 16 of q, k and v, o, and gate, up and down.
