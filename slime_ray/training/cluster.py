@@ -32,22 +32,47 @@ _GAUGES = {
 @contextmanager
 def connected(settings: TrainingConfig) -> Iterator[None]:
     """Ray, connected to the cluster at hand; one that is started here is stopped again."""
-    import ray
-
     # Ray finds a frozen worker by itself, once it is told how long to wait; it reads this when a fit begins.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(60 * settings.hang_minutes)
-    started = not ray.is_initialized()
-    if started:
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except ConnectionError as error:
-            address = os.environ.get("RAY_ADDRESS", "")
-            raise ClusterError(f"RAY_ADDRESS = {address!r}: no Ray cluster answers there ({error})") from None
+    with at_hand():
+        yield
+
+
+@contextmanager
+def at_hand() -> Iterator[None]:
+    """Ray: connected already, at RAY_ADDRESS, on this machine, or, where there is none, started and stopped again."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    with _initialized({"include_dashboard": False}, named=f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS', '')!r}"):
+        yield
+
+
+@contextmanager
+def joined(address: str) -> Iterator[None]:
+    """The cluster at an address, such as auto or 10.0.0.1:6379.
+
+    Raises:
+        ClusterError: none answers there.
+    """
+    with _initialized({"address": address}, named=f"--address {address}"):
+        yield
+
+
+@contextmanager
+def _initialized(options: dict[str, Any], *, named: str) -> Iterator[None]:
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ConnectionError as error:
+        raise ClusterError(f"{named}: no Ray cluster answers there ({error})") from None
     try:
         yield
     finally:
-        if started:
-            ray.shutdown()
+        ray.shutdown()
 
 
 def living_nodes() -> list[Mapping[str, float]]:

@@ -1,0 +1,242 @@
+"""The application that Ray Serve runs: an ingress that speaks OpenAI's protocol, before one engine a checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+from vllm.entrypoints.generate.base.protocol import StreamOptions
+from vllm.entrypoints.serve.engine.protocol import UsageInfo
+
+from slime_ray.config.serving import LimitsConfig, ServingRecipe
+from slime_ray.serving.engine import calls_tools, check_room, engine_deployment, is_running
+from slime_ray.serving.failures import refusal_of
+from slime_ray.serving.gateway.app_errors import exception_handlers
+from slime_ray.serving.gateway.keys import Keys, check_host
+from slime_ray.serving.gateway.limits import RETRY_AFTER_S
+from slime_ray.serving.gateway.record import Record, record_of
+from slime_ray.serving.gateway.refusal import Refusal, openai_body
+from slime_ray.serving.gateway.stack import Gateway, gateway
+from slime_ray.serving.served import Card, Served
+from slime_ray.serving.sources import resolve
+
+NAME = "slime-ray"
+"""The application's name on a cluster: deploying under it again replaces what runs."""
+
+_ROUTES: dict[str, Callable[[FastAPI], Callable[..., Any]]] = {
+    "models": lambda app: app.get("/v1/models"),
+    "model_data": lambda app: app.get("/v1/models/{model:path}"),
+    "completions": lambda app: app.post("/v1/completions"),
+    "chat": lambda app: app.post("/v1/chat/completions"),
+    "health": lambda app: app.get("/health"),
+}
+_HEALTH_WAIT_S = 5.0
+_INVALID = "invalid_request"
+
+
+def build(recipe: ServingRecipe, *, say: Callable[[str], None] = print) -> Application:
+    """The application of a recipe: checkpoints found and checked, an engine each, the ingress before them.
+
+    Raises:
+        ServingError: a checkpoint is refused, the cluster has no room, or the host needs keys and there are none.
+        RunError, ModelError: a source is not there.
+    """
+    keys = Keys.load(recipe.keys)
+    check_host(recipe.host, keys)
+    models = resolve(recipe, say=say)
+    engines = {served.card.name: engine_deployment(served, recipe) for served in models}
+    check_room([served for served in models if not is_running(engines[served.card.name], app=NAME)])
+    handles, cards, with_tools = {}, {}, set()
+    for served in models:
+        for card in (served.card, *(adapter.card for adapter in served.adapters)):
+            handles[card.name] = engines[served.card.name]
+            cards[card.name] = _shown(card, served)
+            if calls_tools(served):
+                with_tools.add(card.name)
+    handlers: Any = exception_handlers()
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=handlers)
+    app.add_middleware(_guarded, recipe=recipe, keys=keys)  # pyright: ignore[reportArgumentType]
+    ingress: Any = make_fastapi_ingress(Ingress, endpoint_map=_ROUTES, app=app)
+    deployment: Any = serve.deployment(ingress, **_ingress_options(recipe))
+    return deployment.bind(
+        llm_deployments=handles, model_cards=cards, limits=recipe.limits, with_tools=frozenset(with_tools)
+    )
+
+
+def _guarded(app: ASGIApp, *, recipe: ServingRecipe, keys: Keys) -> Gateway:
+    """The gateway around the app of a replica, which has its process for itself."""
+    Ingress.gateway = gateway(app, recipe=recipe, keys=keys, proxied=True)
+    return Ingress.gateway
+
+
+class Ingress(OpenAiIngress):
+    """Ray's ingress with our limits, cards and errors, and what a request used noted in its record."""
+
+    gateway: ClassVar[Gateway | None] = None
+    """Of this process; None before its first request."""
+
+    def __init__(
+        self,
+        llm_deployments: Mapping[str, DeploymentHandle],
+        model_cards: Mapping[str, dict[str, Any]],
+        *,
+        limits: LimitsConfig,
+        with_tools: frozenset[str],
+    ) -> None:
+        super().__init__(dict(llm_deployments), dict(model_cards))  # pyright: ignore[reportArgumentType]
+        self._limits, self._with_tools = limits, with_tools
+        self._healthy: tuple[float, dict[str, bool]] = (-_HEALTH_WAIT_S, {})
+
+    async def drain(self) -> int:
+        """Take no new requests; how many are running still."""
+        if Ingress.gateway is None:
+            return 0
+        Ingress.gateway.drain()
+        return Ingress.gateway.in_flight
+
+    async def models(self) -> Response:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """All models, with their lineage."""
+        return JSONResponse({"object": "list", "data": list(self._model_cards.values())})
+
+    async def model_data(self, model: str) -> Response:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One model."""
+        card = self._model_cards.get(model)
+        if card is None:
+            raise self._unknown(model)
+        return JSONResponse(card)
+
+    async def health(self) -> Response:
+        """200 where every model's engine is up, else 503; asked of the engines at most once a second."""
+        asked, up = self._healthy
+        if time.monotonic() - asked > 1.0:
+            names = list(self._default_serve_handles)
+            found = await asyncio.gather(*(self._is_up(name) for name in names))
+            up = dict(zip(names, found, strict=True))
+            self._healthy = (time.monotonic(), up)
+        whole = all(up.values())
+        return JSONResponse({"status": "ok" if whole else "unavailable"}, status_code=200 if whole else 503)
+
+    async def _is_up(self, name: str) -> bool:
+        try:
+            async with asyncio.timeout(_HEALTH_WAIT_S):
+                await self._default_serve_handles[name].check_health.remote()
+        except Exception:  # whatever it is: the engine did not say that it is well
+            return False
+        return True
+
+    async def _get_model_id(self, model: str | None) -> str:
+        """The model that is asked, or the only one."""
+        if model is None and len(self._model_cards) == 1:
+            return next(iter(self._model_cards))
+        if model not in self._model_cards:
+            raise self._unknown(model)
+        return model
+
+    def _unknown(self, model: str | None) -> Refusal:
+        names = ", ".join(sorted(self._model_cards))
+        asked = "The request names no model" if model is None else "There is no such model"
+        return Refusal(404, f"{asked}; this endpoint has {names}", code="model_not_found", param="model")
+
+    async def _process_llm_request(self, body: Any, call_method: str, raw_request: Request | None = None) -> Response:
+        assert raw_request is not None
+        record = record_of(raw_request.scope)
+        record.model, record.stream = await self._get_model_id(body.model), bool(body.stream)
+        self._check(body, record.model)
+        try:
+            return await super()._process_llm_request(body, call_method, raw_request)
+        except Exception as error:
+            raise refusal_of(error) from error
+
+    async def _get_response(
+        self, *, body: Any, call_method: str, raw_request: Request | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """The engine's replies; their usage is noted, and of a stream given on only where it was asked for."""
+        assert raw_request is not None
+        record = record_of(raw_request.scope)
+        asked = body.stream_options if body.stream else None
+        if body.stream:
+            continuous = bool(asked and asked.continuous_usage_stats)
+            body.stream_options = StreamOptions(include_usage=True, continuous_usage_stats=continuous)
+        told = bool(asked and asked.include_usage)
+        try:
+            async for reply in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
+                if not isinstance(reply, list):
+                    _note(getattr(reply, "usage", None), record)
+                    yield reply
+                elif events := [event for event in map(_readable, reply) if not _noted(event, record) or told]:
+                    yield events
+        except Exception as error:
+            raise refusal_of(error) from error
+
+    def _check(self, body: Any, model: str) -> None:
+        """Refuse what a request may not ask for, and what the model cannot do."""
+        longest = max((getattr(body, key, None) or 0 for key in ("max_tokens", "max_completion_tokens")), default=0)
+        for key, asked, most in (
+            ("max_tokens", longest, self._limits.max_tokens),
+            ("n", body.n or 1, self._limits.choices),
+        ):
+            if asked > most:
+                raise Refusal(400, f"{key} is {asked}; this endpoint gives at most {most}", code=_INVALID, param=key)
+        if getattr(body, "tools", None) and body.tool_choice != "none" and model not in self._with_tools:
+            message = f"{model} calls no tools: its chat template has none of a known form"
+            raise Refusal(400, message, code=_INVALID, param="tools")
+
+
+def _note(usage: Any, record: Record) -> None:
+    if usage is not None:
+        record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens or 0
+
+
+def _noted(event: str, record: Record) -> bool:
+    """Whether an event of a stream tells the usage and nothing else; if so, it is noted."""
+    if '"choices":[],' not in event:
+        return False
+    _note(UsageInfo.model_validate(json.loads(event.removeprefix("data: "))["usage"]), record)
+    return True
+
+
+def _readable(event: str) -> str:
+    """An event of a stream; vLLM tells an error in the midst of one in an exception's own words."""
+    if not event.startswith('data: {"error"'):
+        return event
+    return f"data: {openai_body(refusal_of(None)).decode()}\n\n"
+
+
+def _shown(card: Card, served: Served) -> dict[str, Any]:
+    """A model as /v1/models has it: OpenAI's fields and `lineage`."""
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": NAME,
+        "max_model_len": served.settings.max_model_len,
+        "lineage": card.lineage,
+    }
+
+
+def _ingress_options(recipe: ServingRecipe) -> dict[str, Any]:
+    # The gateway turns away what is too much, by key and with a reason; what Serve lets wait is only a second fence.
+    most = 2 * recipe.limits.concurrent + 64
+    return {
+        "name": "Ingress",
+        "num_replicas": recipe.ingress_replicas,
+        "ray_actor_options": {"num_cpus": 0},
+        "max_ongoing_requests": most,
+        "max_queued_requests": most,
+        "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER_S},
+        "health_check_timeout_s": 60,
+        "graceful_shutdown_timeout_s": recipe.drain_seconds,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "max_surge_percent": 100,
+        "max_constructor_retry_count": 2,
+    }

@@ -1,0 +1,155 @@
+"""An endpoint on Ray Serve: brought up until every model has answered, replaced without a gap, drained, taken down."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ray import serve
+from ray._private import worker
+from ray.llm._internal.serve.utils.broadcast import broadcast
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus
+
+from slime_ray.config.serving import ServingRecipe
+from slime_ray.errors import ServingError
+from slime_ray.serving.app import NAME, build
+from slime_ray.serving.gateway.keys import Keys, check_host
+from slime_ray.training.cluster import at_hand, joined
+from slime_ray.training.signals import on_signal
+
+_DRAIN_LOOK_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where it answers.
+
+    Attributes:
+        base_url: such as http://127.0.0.1:8000/v1.
+        models: the names that it serves.
+    """
+
+    base_url: str
+    models: tuple[str, ...]
+
+
+@contextmanager
+def endpoint(recipe: ServingRecipe, *, say: Callable[[str], None]) -> Iterator[Endpoint]:
+    """Inside, the recipe's models answer; afterwards, also after an error, answers are ended and all is taken down.
+
+    Ray is started where none is at hand, and then stopped as well.
+
+    Raises:
+        ServingError: a model is refused, has no room or does not start; the port is taken; the host needs keys.
+        RunError, ModelError: a source is not there.
+    """
+    check_host(recipe.host, Keys.load(recipe.keys))
+    port = _free_port(recipe)
+    with at_hand():
+        try:
+            yield _deploy(recipe, port=port, say=say)
+        finally:
+            _take_down(recipe.drain_seconds)
+
+
+def serve_until_stopped(
+    recipe: ServingRecipe, *, say: Callable[[str], None], ready: Callable[[Endpoint], None]
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, then let running answers finish; raises as `endpoint`."""
+    stopped = threading.Event()
+
+    def stop() -> None:
+        say(f"stopping: running answers have {recipe.drain_seconds:g} s to finish; once more ends them at once")
+        stopped.set()
+
+    with on_signal(stop), endpoint(recipe, say=say) as running, on_signal(stop):  # Ray takes SIGTERM for itself
+        ready(running)
+        while not stopped.wait(0.2):
+            pass
+
+
+def deploy(recipe: ServingRecipe, *, address: str, say: Callable[[str], None]) -> Endpoint:
+    """Deploy onto a Ray cluster that goes on running, in place of what was deployed there before.
+
+    A model whose checkpoint or settings changed is replaced once its new engine has answered; one that did not change
+    is left alone, and one whose new engine does not start goes on with the old.
+
+    Raises:
+        ClusterError: no cluster answers at `address`.
+        ServingError, RunError, ModelError: as `endpoint`; what ran before still runs.
+    """
+    with joined(address):
+        return _deploy(recipe, port=recipe.port, say=say)
+
+
+def _deploy(recipe: ServingRecipe, *, port: int, say: Callable[[str], None]) -> Endpoint:
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    # On Serve that runs already this changes nothing: it stays where it listens.
+    serve.start(proxy_location="HeadOnly", http_options={"host": recipe.host, "port": port})
+    client = _get_global_client()
+    assert client is not None
+    listening = client.http_config
+    check_host(str(listening.host), Keys.load(recipe.keys))
+    application = build(recipe, say=say)
+    say(f"starting {len(recipe.models)} model{'s' if len(recipe.models) > 1 else ''}")
+    try:
+        serve.run(application, name=NAME)
+    except RuntimeError:
+        raise ServingError(_why_not()) from None
+    host = "127.0.0.1" if listening.host in ("0.0.0.0", "::", "localhost") else listening.host
+    return Endpoint(f"http://{host}:{listening.port}/v1", tuple(recipe.models))
+
+
+def _take_down(drain_seconds: float) -> None:
+    """End the endpoint: new requests are turned away with 503, running answers have their time to finish."""
+    if serve.status().applications[NAME].status == ApplicationStatus.RUNNING:
+        ingress, end = serve.get_app_handle(NAME), time.monotonic() + drain_seconds
+        while sum(broadcast(ingress, "drain")) and time.monotonic() < end:
+            time.sleep(_DRAIN_LOOK_S)
+    serve.delete(NAME)
+    if not _own_cluster():  # one of our own ends with this process, or serves again
+        serve.shutdown()
+
+
+def _own_cluster() -> bool:
+    node = worker._global_node
+    return node is not None and node.is_head()
+
+
+def _why_not() -> str:
+    """Why the last deployment failed, in one sentence."""
+    application = serve.status().applications[NAME]
+    for name, deployment in application.deployments.items():
+        if deployment.status.value != "HEALTHY" and deployment.message:
+            lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+            reason = next((line for line in reversed(lines) if "Error" in line), lines[-1])
+            model = name.removeprefix("Engine:").replace("--", "/")
+            return (
+                f"models.{model}: its engine does not start: {reason}; what was served before is still served. "
+                f"The engine's own words are in Ray's logs, in serve/ of {_log_folder()}"
+            )
+    return f"the endpoint does not start: {application.message}"
+
+
+def _log_folder() -> str:
+    return f"{worker._global_node.get_session_dir_path()}/logs" if worker._global_node else "Ray's session"
+
+
+def _free_port(recipe: ServingRecipe) -> int:
+    """The recipe's port, or, for 0, one that is free; a taken one is refused before anything is started."""
+    with socket.socket(socket.AF_INET6 if ":" in recipe.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((recipe.host, recipe.port))
+        except OSError as error:
+            raise ServingError(
+                f"host = {recipe.host!r}, port = {recipe.port}: cannot listen there ({error.strerror}); "
+                "stop what does, or set port=0 for any that is free"
+            ) from None
+        return int(probe.getsockname()[1])

@@ -1,0 +1,43 @@
+"""What an engine's failure is to a client: a status, a sentence, and whether to ask again."""
+
+from __future__ import annotations
+
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.llm._internal.common.errors import VLLM_CLIENT_ERRORS, VLLM_FATAL_ERRORS
+from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+from starlette.exceptions import HTTPException
+
+from slime_ray.serving.gateway.app_errors import scrubbed
+from slime_ray.serving.gateway.limits import RETRY_AFTER_S
+from slime_ray.serving.gateway.refusal import Refusal
+
+_AGAIN = {"retry-after": str(RETRY_AFTER_S)}
+_INVALID = "invalid_request"
+_GONE = (RayActorError, DeploymentUnavailableError, RequestCancelledError, TaskCancelledError, *VLLM_FATAL_ERRORS)
+
+
+def refusal_of(error: Exception | None) -> Refusal:
+    """The refusal that stands for what an engine, or the way to it, raised; no words of an exception are in it.
+
+    What a client may have caused (400, 404, 408) is told in vLLM's words without its paths and classes; an engine
+    that is gone is 503, a full queue 429, all else 500.
+    """
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, RayTaskError):
+        error = error.cause if isinstance(error.cause, Exception) else error
+    if isinstance(error, BackPressureError):
+        return Refusal(429, "The model's queue is full; ask again later", code="queue_full", headers=_AGAIN)
+    if isinstance(error, _GONE):
+        message = "The model's engine was lost; it is being started again"
+        return Refusal(503, message, code="engine_unavailable", headers=_AGAIN)
+    if isinstance(error, OpenAIHTTPException) and error.status_code < 500:
+        return Refusal(error.status_code, scrubbed(error.message), code=_INVALID)
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        return Refusal(error.status_code, scrubbed(str(error.detail)), code=_INVALID)
+    if isinstance(error, VLLM_CLIENT_ERRORS):
+        return Refusal(400, scrubbed(str(error)), code=_INVALID)
+    if isinstance(error, RayError):
+        return Refusal(503, "The model cannot be reached", code="engine_unavailable", headers=_AGAIN)
+    return Refusal(500, "The model failed at this request", code="engine_error")
