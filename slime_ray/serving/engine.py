@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray._private.state import available_resources_per_node
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve import Application
 from ray.serve.context import _get_global_client
@@ -109,31 +110,31 @@ def check_room(models: Sequence[Served]) -> None:
 
 def fits(models: Sequence[Served]) -> str | None:
     """Why these engines cannot be placed together on what the cluster has free; None where they can."""
-    free = [dict(node) for node in _free_nodes()]
-    whole = _summed(free)
+    return no_room(models, list(available_resources_per_node().values()))
+
+
+def no_room(models: Sequence[Served], nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """As `fits`, given what is free on each node.
+
+    A replica's bundles are placed each for itself, the largest first, each on the first node with room for it.
+    """
+    free = [dict(node) for node in nodes]
     wanted = [(served, bundle) for served in models for bundle in _replica_bundles(served.settings)]
-    # The largest first, each on the first node with room: an upper bound of what Ray's packing needs.
-    wanted.sort(key=lambda item: max(item[1].values(), default=0), reverse=True)
+    wanted.sort(key=lambda item: (item[1].get("GPU", 0), item[1].get("CPU", 0)), reverse=True)
     for served, bundle in wanted:
         node = next((node for node in free if all(node.get(kind, 0) >= need for kind, need in bundle.items())), None)
         if node is None:
             total = _summed([bundle for _, bundle in wanted])
-            asked = f"{len(wanted)} engine{'s' if len(wanted) > 1 else ''} ask for {_amounts(total)}"
+            have = {kind: _summed(nodes).get(kind, 0.0) for kind in total}
             return (
-                f"models.{served.card.name}: its engine asks for {_amounts(bundle)}; {asked} in all, and the Ray "
-                f"cluster has {_amounts({kind: whole.get(kind, 0.0) for kind in total})} free on {len(free)} "
-                f"node{'s' if len(free) != 1 else ''}; lower cpus (fractions are allowed), gpus, memory_gb or "
-                "replicas, or add nodes"
+                f"models.{served.card.name}: there is no room for its engine, which asks for {_amounts(bundle)}: all "
+                f"that are to start ask for {_amounts(total)}, and the Ray cluster has {_amounts(have)} free on "
+                f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}; lower cpus (fractions are allowed), gpus, "
+                "memory_gb or replicas, or add nodes"
             )
         for kind, need in bundle.items():
             node[kind] -= need
     return None
-
-
-def _free_nodes() -> list[dict[str, float]]:
-    from ray._private.state import available_resources_per_node
-
-    return list(available_resources_per_node().values())
 
 
 def _replica_bundles(settings: ServedModelConfig) -> list[dict[str, float]]:
@@ -150,15 +151,17 @@ def _bundles(settings: ServedModelConfig) -> list[dict[str, float]]:
     return [first, *({"GPU": 1.0} for _ in range(settings.gpus - 1))]
 
 
-def _summed(bundles: Sequence[dict[str, float]]) -> dict[str, float]:
+def _summed(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
     kinds = {kind for bundle in bundles for kind in bundle}
     return {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in sorted(kinds)}
 
 
-def _amounts(resources: dict[str, float]) -> str:
-    shown = {kind: value for kind, value in resources.items() if kind in ("CPU", "GPU", "memory")}
-    words = {"memory": lambda value: f"{value / _GB:.3g} GB of memory"}
-    return ", ".join(words.get(kind, lambda value, kind=kind: f"{value:.3g} {kind}")(v) for kind, v in shown.items())
+def _amounts(resources: Mapping[str, float]) -> str:
+    shown = {"CPU": "{:.3g} CPU", "GPU": "{:.3g} GPU", "memory": "{:.3g} GB of memory"}
+    scale = {"memory": _GB}
+    return ", ".join(
+        text.format(resources[kind] / scale.get(kind, 1)) for kind, text in shown.items() if kind in resources
+    )
 
 
 def _engine_arguments(served: Served, recipe: ServingRecipe) -> dict[str, Any]:
