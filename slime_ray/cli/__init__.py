@@ -6,11 +6,11 @@ import sys
 
 import typer
 
-from slime_ray.cli import evaluation, training
+from slime_ray.cli import evaluation, pipeline, serving, training
 from slime_ray.errors import Interrupted, SlimeRayError
 
 app = typer.Typer(
-    help="Preference pairs in; a model aligned with SLIME, judged, out.",
+    help="Preference pairs in; a model aligned with SLIME, judged and served, out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -18,11 +18,14 @@ app = typer.Typer(
 )
 app.add_typer(training.app)
 app.add_typer(evaluation.app)
+app.add_typer(serving.app)
+app.add_typer(pipeline.app)
 
 # The extras without which the wheel still inspects data and reads recipes.
 _EXTRAS = {
     "training": ("train", {"torch", "ray", "peft", "matplotlib", "safetensors"}),
     "evaluating": ("evaluate", {"openai", "scipy", "numpy", "sacrebleu"}),
+    "serving": ("serve", {"vllm", "fastapi", "starlette", "prometheus_client"}),
 }
 
 

@@ -137,9 +137,7 @@ def why_merged(adapter: Path, *, architectures: Iterable[str]) -> str | None:
     if layers is None:
         return f"no architecture whose adapters are known to work in vLLM ({', '.join(architectures) or 'none named'})"
     if config.get("modules_to_save"):
-        return (
-            f"{', '.join(config['modules_to_save'])} was trained in full (modules_to_save), which vLLM has no place for"
-        )
+        return f"vLLM has no place for what was trained in full: {', '.join(config['modules_to_save'])}"
     for key, plain in _PLAIN.items():
         if config.get(key, plain[0]) not in plain:
             return f"vLLM takes no adapter with {key} = {config[key]!r}"

@@ -9,10 +9,13 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
+from pydantic import BaseModel
 from ray import serve
+from ray.llm._internal.serve.core.ingress.ingress import CallMethod
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
+from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 from vllm.entrypoints.generate.base.protocol import StreamOptions
@@ -20,13 +23,14 @@ from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
 from slime_ray.config.serving import LimitsConfig, ServingRecipe
 from slime_ray.serving.engine import calls_tools, check_room, engine_deployment, is_running
-from slime_ray.serving.failures import refusal_of
+from slime_ray.serving.failures import refusal_in_stream, refusal_of
 from slime_ray.serving.gateway.app_errors import exception_handlers
 from slime_ray.serving.gateway.keys import Keys, check_host
 from slime_ray.serving.gateway.limits import RETRY_AFTER_S
 from slime_ray.serving.gateway.record import Record, record_of
-from slime_ray.serving.gateway.refusal import Refusal, openai_body
+from slime_ray.serving.gateway.refusal import Refusal
 from slime_ray.serving.gateway.stack import Gateway, gateway
+from slime_ray.serving.requests import check, parse
 from slime_ray.serving.served import Card, Served
 from slime_ray.serving.sources import resolve
 
@@ -41,7 +45,6 @@ _ROUTES: dict[str, Callable[[FastAPI], Callable[..., Any]]] = {
     "health": lambda app: app.get("/health"),
 }
 _HEALTH_WAIT_S = 5.0
-_INVALID = "invalid_request"
 
 
 def build(recipe: ServingRecipe, *, say: Callable[[str], None] = print) -> Application:
@@ -147,13 +150,22 @@ class Ingress(OpenAiIngress):
         asked = "The request names no model" if model is None else "There is no such model"
         return Refusal(404, f"{asked}; this endpoint has {names}", code="model_not_found", param="model")
 
-    async def _process_llm_request(self, body: Any, call_method: str, raw_request: Request | None = None) -> Response:
-        assert raw_request is not None
-        record = record_of(raw_request.scope)
-        record.model, record.stream = await self._get_model_id(body.model), bool(body.stream)
-        self._check(body, record.model)
+    async def completions(self, request: Request) -> Response:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Completions of a prompt."""
+        return await self._answer(CompletionRequest, CallMethod.COMPLETIONS, request)
+
+    async def chat(self, request: Request) -> Response:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The next message of a conversation."""
+        return await self._answer(ChatCompletionRequest, CallMethod.CHAT, request)
+
+    async def _answer(self, kind: type[BaseModel], method: CallMethod, request: Request) -> Response:
+        body: Any = parse(kind, await request.body())
+        model = await self._get_model_id(body.model)
+        record = record_of(request.scope)
+        record.model, record.stream = model, bool(body.stream)
+        check(body, model, limits=self._limits, with_tools=model in self._with_tools)
         try:
-            return await super()._process_llm_request(body, call_method, raw_request)
+            return await self._process_llm_request(body, method.value, request)
         except Exception as error:
             raise refusal_of(error) from error
 
@@ -173,23 +185,12 @@ class Ingress(OpenAiIngress):
                 if not isinstance(reply, list):
                     _note(getattr(reply, "usage", None), record)
                     yield reply
-                elif events := [event for event in map(_readable, reply) if not _noted(event, record) or told]:
+                elif not isinstance(reply[0], str):
+                    yield reply  # an error instead of a stream, which Ray's ingress raises
+                elif events := [event for event in reply if _passed_on(event, record) or told]:
                     yield events
         except Exception as error:
             raise refusal_of(error) from error
-
-    def _check(self, body: Any, model: str) -> None:
-        """Refuse what a request may not ask for, and what the model cannot do."""
-        longest = max((getattr(body, key, None) or 0 for key in ("max_tokens", "max_completion_tokens")), default=0)
-        for key, asked, most in (
-            ("max_tokens", longest, self._limits.max_tokens),
-            ("n", body.n or 1, self._limits.choices),
-        ):
-            if asked > most:
-                raise Refusal(400, f"{key} is {asked}; this endpoint gives at most {most}", code=_INVALID, param=key)
-        if getattr(body, "tools", None) and body.tool_choice != "none" and model not in self._with_tools:
-            message = f"{model} calls no tools: its chat template has none of a known form"
-            raise Refusal(400, message, code=_INVALID, param="tools")
 
 
 def _note(usage: Any, record: Record) -> None:
@@ -197,19 +198,18 @@ def _note(usage: Any, record: Record) -> None:
         record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens or 0
 
 
-def _noted(event: str, record: Record) -> bool:
-    """Whether an event of a stream tells the usage and nothing else; if so, it is noted."""
+def _passed_on(event: str, record: Record) -> bool:
+    """Whether a stream's event is more than the usage, which is noted.
+
+    Raises:
+        Refusal: the event is an error, which vLLM tells in an exception's own words.
+    """
+    if event.startswith('data: {"error"'):
+        raise refusal_in_stream(json.loads(event.removeprefix("data: "))["error"])
     if '"choices":[],' not in event:
-        return False
+        return True
     _note(UsageInfo.model_validate(json.loads(event.removeprefix("data: "))["usage"]), record)
-    return True
-
-
-def _readable(event: str) -> str:
-    """An event of a stream; vLLM tells an error in the midst of one in an exception's own words."""
-    if not event.startswith('data: {"error"'):
-        return event
-    return f"data: {openai_body(refusal_of(None)).decode()}\n\n"
+    return False
 
 
 def _shown(card: Card, served: Served) -> dict[str, Any]:

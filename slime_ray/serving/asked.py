@@ -21,6 +21,8 @@ _AT_ONCE = 4
 _TIMEOUT_S = 600.0
 # Of a server's words that are shown.
 _SHOWN = 300
+# What an answer is asked to of which only the end matters.
+_PROBE = [{"role": "user", "content": "hello"}]
 
 
 class Asked:
@@ -73,14 +75,14 @@ class Asked:
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             return list(threads.map(self._answer, sides))
 
-    def stops_after(self, row: Row, number: int) -> bool:
-        """Whether the server ends its answer to a row's prompt after a token, where it may give no other.
+    def stops_after(self, number: int) -> bool:
+        """Whether the server ends an answer after a token, where it may give no other.
 
         Raises:
             EndpointError: the server is down, or gives other tokens.
         """
-        # Of two tokens: one that does not stop it would end the only one as well.
-        body = {**_chat(row), "max_tokens": 2, "allowed_token_ids": [number], "return_token_ids": True}
+        # Room for two: one alone would be the last, whether it stops or not.
+        body = {"messages": _PROBE, "max_tokens": 2, "allowed_token_ids": [number], "return_token_ids": True}
         choice = self._asked("POST", "/chat/completions", body)["choices"][0]
         if set(choice.get("token_ids") or ()) != {number}:
             raise EndpointError(

@@ -216,7 +216,7 @@ def _files(source: ModelSource, *, key: str) -> Path:
 
 
 def _tokenizer(files: Path, settings: ServedModelConfig, *, runs_dir: Path, key: str) -> tuple[Path, ServedModelConfig]:
-    """The folder with the model's tokenizer: its own, or that of engine.tokenizer, which vLLM is told in its own words."""
+    """The folder with the tokenizer: the model's own, or that of engine.tokenizer, in words that vLLM understands."""
     asked = settings.engine.get("tokenizer")
     if not isinstance(asked, str):
         return files, settings

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.llm._internal.common.errors import VLLM_CLIENT_ERRORS, VLLM_FATAL_ERRORS
 from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException
@@ -41,3 +44,11 @@ def refusal_of(error: Exception | None) -> Refusal:
     if isinstance(error, RayError):
         return Refusal(503, "The model cannot be reached", code="engine_unavailable", headers=_AGAIN)
     return Refusal(500, "The model failed at this request", code="engine_error")
+
+
+def refusal_in_stream(error: Mapping[str, Any]) -> Refusal:
+    """As `refusal_of`, for an error that vLLM writes into a stream: {"message", "code", ...}."""
+    code = error.get("code")
+    if isinstance(code, int) and 400 <= code < 500:
+        return Refusal(code, scrubbed(str(error.get("message"))), code=_INVALID)
+    return refusal_of(None)

@@ -28,7 +28,7 @@ from slime_ray.model.loading import load_model
 from slime_ray.model.policy import Policy
 from slime_ray.model.source import ModelSource, find_model
 from slime_ray.runs import Run, find_run, read_recipe
-from slime_ray.serving.certificate import Dtype
+from slime_ray.serving.comparison import Dtype
 from slime_ray.storage import folder_files, json_hash
 
 Row = Preference | Demonstration

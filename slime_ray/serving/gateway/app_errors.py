@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ExceptionHandler
 
 from slime_ray.serving.gateway.record import record_of
 from slime_ray.serving.gateway.refusal import Refusal, internal, note, openai_body
+
+ExceptionHandlers = dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]
 
 _LONGEST = 400
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 503: "unavailable"}
@@ -27,7 +28,7 @@ _SECRETS = re.compile(
     | \b\w+://[^\s'"]+                                    # a URL
     | '(?:/|~/|\.{1,2}/|[A-Za-z]:\\)[^']*'                # a path in quotes may have spaces
     | "(?:/|~/|\.{1,2}/|[A-Za-z]:\\)[^"]*"
-    | (?<![\w.])(?:~|\.{1,2})?/[^\s'",;()]*[\w/]          # a path
+    | (?<![\w.])(?:~|\.{1,2})?/[^\s'",;()]*[^\s'",;().:]  # a path
     | \b[A-Za-z]:\\[^\s'"]*
     | \b(?:[\w.\-]+/)+[\w.\-]*\.[A-Za-z]\w{0,11}(?::\d+)? # a file in a folder
     | \b[\w.\-]+\.(?:py|so|json|safetensors)\b(?::\d+)?
@@ -52,7 +53,7 @@ def scrubbed(message: str) -> str:
     return (line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}...") or "the request cannot be served"
 
 
-def exception_handlers() -> dict[int | type[Exception], ExceptionHandler]:
+def exception_handlers() -> ExceptionHandlers:
     """Handlers for `FastAPI(exception_handlers=...)`: everything in OpenAI's form."""
     return {
         Refusal: _on_refusal,
@@ -67,8 +68,8 @@ def _response(request: Request, refusal: Refusal) -> Response:
     return Response(openai_body(refusal), refusal.status, refusal.headers, "application/json")
 
 
-async def _on_refusal(request: Request, error: Exception) -> Response:
-    return _response(request, cast(Refusal, error))
+async def _on_refusal(request: Request, error: Refusal) -> Response:
+    return _response(request, error)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
@@ -76,21 +77,20 @@ async def _on_fault(request: Request, error: Exception) -> Response:
     return _response(request, internal(record_of(request.scope)))
 
 
-async def _on_http(request: Request, error: Exception) -> Response:
-    raised = cast(HTTPException, error)
-    status = raised.status_code
+async def _on_http(request: Request, error: HTTPException) -> Response:
+    status = error.status_code
     if status >= 500 and status != 503:
         message = internal(record_of(request.scope)).message
     else:
-        message = scrubbed(str(raised.detail))
+        message = scrubbed(str(error.detail))
     code = _CODES.get(status, "invalid_request" if status < 500 else "internal_error")
-    kept = {name.lower(): value for name, value in (raised.headers or {}).items()}
+    kept = {name.lower(): value for name, value in (error.headers or {}).items()}
     headers = {name: value for name, value in kept.items() if name in ("allow", "retry-after")}
     return _response(request, Refusal(status, message, code=code, headers=headers))
 
 
-async def _on_validation(request: Request, error: Exception) -> Response:
-    problems = cast(RequestValidationError, error).errors()
+async def _on_validation(request: Request, error: RequestValidationError) -> Response:
+    problems = error.errors()
     first: Mapping[str, Any] = problems[0] if problems else {}
     # A place begins with "body", and may end with members of unions, which no client wrote.
     place = ".".join(str(part) for part in first.get("loc", ())[1:])

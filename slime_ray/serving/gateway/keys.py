@@ -128,8 +128,8 @@ class Keys:
         problem = None
         try:
             status = self._path.stat()
-            state = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if state != self._state or self._problem is not None:
+            state = (status.st_ctime_ns, status.st_size, status.st_ino)  # a change of its mode counts too
+            if state != self._state:
                 self._of_file = _read(self._path)
                 self._state = state
         except (OSError, ServingError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -75,7 +74,7 @@ class Limiting:
         """Pass a request on."""
         record = record_of(scope)
         if record.for_health:
-            await self._pass_for_health(scope, send)
+            await self._pass_for_health(scope, receive, send)
             return
         self.traffic.enter(record.key)
         try:
@@ -83,25 +82,26 @@ class Limiting:
         finally:
             self.traffic.by_key[record.key] -= 1
 
-    async def _pass_for_health(self, scope: Scope, send: Send) -> None:
+    async def _pass_for_health(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.traffic.health >= HEALTH_AT_ONCE:
             again = {"retry-after": str(RETRY_AFTER_S)}
             raise Refusal(429, "too many ask for the health at once", code="server_busy", headers=again)
         self.traffic.health += 1
         try:
-            await self.health(scope, _Bodiless(), send)
+            await self.health(scope, _Bodiless(receive), send)
         finally:
             self.traffic.health -= 1
 
 
 class _Bodiless:
-    """A `receive` with an empty body: a stranger's is not waited for."""
+    """A `receive` that begins with an empty body: a stranger's is not waited for."""
 
-    def __init__(self) -> None:
-        self._read = False
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._begun = False
 
     async def __call__(self) -> Message:
-        if self._read:
-            await asyncio.Event().wait()
-        self._read = True
+        if self._begun:
+            return await self._receive()
+        self._begun = True
         return {"type": "http.request", "body": b"", "more_body": False}

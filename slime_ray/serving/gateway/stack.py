@@ -25,9 +25,9 @@ class Gateway:
         self.traffic = Traffic(recipe.limits, replicas=recipe.ingress_replicas)
         metrics = Metrics(recipe.models)
         # From the inside out. A body is read only for someone who may ask and has a place.
-        inner: ASGIApp = Attending(app, limits=recipe.limits)
-        inner = Reading(inner, limits=recipe.limits)
-        inner = Limiting(inner, health=app, traffic=self.traffic)
+        attended = Attending(app, limits=recipe.limits)
+        inner: ASGIApp = Reading(attended, limits=recipe.limits)
+        inner = Limiting(inner, health=attended, traffic=self.traffic)
         inner = MetricsPage(inner, metrics=metrics, traffic=self.traffic)
         inner = Authenticating(inner, keys=keys)
         inner = Refusing(inner)

@@ -1,0 +1,54 @@
+"""A client's request, read as vLLM's: whatever it cannot be read as is the client's mistake, and told so."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from ray.llm._internal.common.errors import VLLM_CLIENT_ERRORS
+from ray.llm._internal.serve.core.ingress.utils import _sanitize_chat_completion_request
+from ray.serve.llm.openai_api_models import ChatCompletionRequest
+
+from slime_ray.config.serving import LimitsConfig
+from slime_ray.serving.failures import refusal_of
+from slime_ray.serving.gateway.refusal import Refusal
+
+INVALID = "invalid_request"
+_Request = TypeVar("_Request", bound=BaseModel)
+
+
+def parse(kind: type[_Request], body: bytes) -> _Request:
+    """Read a request's JSON.
+
+    Raises:
+        RequestValidationError: a field is not of the expected form.
+        Refusal: 400, vLLM refuses the request, or cannot read it.
+    """
+    try:
+        request = kind.model_validate_json(body)
+        # Some of it is only looked at now: pydantic leaves parts of messages as iterators.
+        return _sanitize_chat_completion_request(request) if isinstance(request, ChatCompletionRequest) else request  # pyright: ignore[reportReturnType]
+    except ValidationError as error:
+        problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors(include_url=False)]
+        raise RequestValidationError(problems) from None
+    except VLLM_CLIENT_ERRORS as error:
+        raise refusal_of(error) from None
+    except Exception:  # vLLM's own validators take a field of another type for what it should be, and fail in any way
+        raise Refusal(400, "a field of the request is not of the expected form", code=INVALID) from None
+
+
+def check(request: BaseModel, model: str, *, limits: LimitsConfig, with_tools: bool) -> None:
+    """Refuse what a request may not ask for, and what the model cannot do.
+
+    Raises:
+        Refusal: 400 with the numbers.
+    """
+    said = request.__dict__
+    longest = max((said.get(key) or 0 for key in ("max_tokens", "max_completion_tokens")), default=0)
+    for key, asked, most in (("max_tokens", longest, limits.max_tokens), ("n", said.get("n") or 1, limits.choices)):
+        if asked > most:
+            raise Refusal(400, f"{key} is {asked}; this endpoint gives at most {most}", code=INVALID, param=key)
+    if said.get("tools") and said.get("tool_choice") != "none" and not with_tools:
+        message = f"{model} calls no tools: its chat template has none of a known form"
+        raise Refusal(400, message, code=INVALID, param="tools")
