@@ -30,13 +30,8 @@ $(VENV)/.complete: requirements/cpu.lock pyproject.toml
 
 quickstart: setup
 	$(BIN)/slime-ray quickstart data $(QUICKSTART)/data
-	$(BIN)/slime-ray inspect $(QUICKSTART)/data/preference.jsonl
 	$(BIN)/slime-ray quickstart model $(QUICKSTART)/base --data $(QUICKSTART)/data/sft.jsonl
-	$(BIN)/slime-ray train jobs/recipes/quickstart/sft.toml
-	$(BIN)/slime-ray train jobs/recipes/quickstart/sft-continued.toml
-	$(BIN)/slime-ray train jobs/recipes/quickstart/slime.toml
-	$(BIN)/slime-ray score $(QUICKSTART)/base run:quickstart/sft run:quickstart/sft-continued run:quickstart/slime \
-		--data $(QUICKSTART)/data/test.jsonl --max-length 256 --max-new-tokens 64
+	$(BIN)/slime-ray pipeline jobs/recipes/quickstart/pipeline.toml
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"

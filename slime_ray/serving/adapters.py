@@ -92,7 +92,9 @@ def engines(found: Mapping[str, Candidate], *, say: Callable[[str], None]) -> li
     """
     groups: dict[tuple[str, str | None], tuple[Candidate, list[Candidate]]] = {}
     for each in found.values():
-        base = _base_of(each) if each.adapter is not None else None
+        # Of a run that stands alone the base, which may be far away, is not looked for.
+        shared = each.adapter is not None and (each.base is not None or len(found) > 1)
+        base = _base_of(each) if shared else None
         if base is not None:
             groups.setdefault((base.location, base.revision), (base, []))[1].append(each)
     beside: dict[str, list[Candidate]] = {}

@@ -6,13 +6,16 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from ray import serve
+from ray.exceptions import RayError
 from ray.llm._internal.serve.core.ingress.ingress import CallMethod
 from ray.serve import Application
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
@@ -22,8 +25,8 @@ from vllm.entrypoints.generate.base.protocol import StreamOptions
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
 from slime_ray.config.serving import LimitsConfig, ServingRecipe
-from slime_ray.serving.engine import calls_tools, check_room, engine_deployment, is_running
-from slime_ray.serving.failures import refusal_in_stream, refusal_of
+from slime_ray.serving.engine import calls_tools, check_room, engine_deployment, is_running, version_of
+from slime_ray.serving.failures import engine_lost, refusal_in_stream, refusal_of
 from slime_ray.serving.gateway.app_errors import exception_handlers
 from slime_ray.serving.gateway.keys import Keys, check_host
 from slime_ray.serving.gateway.limits import RETRY_AFTER_S
@@ -42,9 +45,10 @@ _ROUTES: dict[str, Callable[[FastAPI], Callable[..., Any]]] = {
     "model_data": lambda app: app.get("/v1/models/{model:path}"),
     "completions": lambda app: app.post("/v1/completions"),
     "chat": lambda app: app.post("/v1/chat/completions"),
-    "health": lambda app: app.get("/health"),
+    "health": lambda app: app.api_route("/health", methods=["GET", "HEAD"]),
 }
 _HEALTH_WAIT_S = 5.0
+_REPLACED_LOOK_S = 0.5
 
 
 def build(recipe: ServingRecipe, *, say: Callable[[str], None] = print) -> Application:
@@ -67,12 +71,17 @@ def build(recipe: ServingRecipe, *, say: Callable[[str], None] = print) -> Appli
             if calls_tools(served):
                 with_tools.add(card.name)
     handlers: Any = exception_handlers()
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=handlers)
+    # A redirect to the path without its slash would name the host that the client said it asked.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, exception_handlers=handlers)
     app.add_middleware(_guarded, recipe=recipe, keys=keys)  # pyright: ignore[reportArgumentType]
     ingress: Any = make_fastapi_ingress(Ingress, endpoint_map=_ROUTES, app=app)
     deployment: Any = serve.deployment(ingress, **_ingress_options(recipe))
     return deployment.bind(
-        llm_deployments=handles, model_cards=cards, limits=recipe.limits, with_tools=frozenset(with_tools)
+        llm_deployments=handles,
+        model_cards=cards,
+        versions={name: version_of(engine) for name, engine in engines.items()},
+        limits=recipe.limits,
+        with_tools=frozenset(with_tools),
     )
 
 
@@ -88,17 +97,31 @@ class Ingress(OpenAiIngress):
     gateway: ClassVar[Gateway | None] = None
     """Of this process; None before its first request."""
 
-    def __init__(
+    async def __init__(
         self,
         llm_deployments: Mapping[str, DeploymentHandle],
         model_cards: Mapping[str, dict[str, Any]],
         *,
+        versions: Mapping[str, str],
         limits: LimitsConfig,
         with_tools: frozenset[str],
     ) -> None:
+        """Ready once what answers is what the cards say: until then the ingress of before goes on, with its own."""
         super().__init__(dict(llm_deployments), dict(model_cards))  # pyright: ignore[reportArgumentType]
         self._limits, self._with_tools = limits, with_tools
         self._healthy: tuple[float, dict[str, bool]] = (-_HEALTH_WAIT_S, {})
+        await asyncio.gather(*(self._replaced(name, version) for name, version in versions.items()))
+
+    async def _replaced(self, name: str, version: str) -> None:
+        """Wait while the engine of before answers; for one that is away there is no need."""
+        with suppress(TimeoutError, RayError):
+            while await self._asked(name, "version") != version:
+                await asyncio.sleep(_REPLACED_LOOK_S)
+
+    async def _asked(self, name: str, method: str) -> Any:
+        """What a model's engine says, within a time."""
+        async with asyncio.timeout(_HEALTH_WAIT_S):
+            return await getattr(self._default_serve_handles[name], method).remote()
 
     async def drain(self) -> int:
         """Take no new requests; how many are running still."""
@@ -130,12 +153,22 @@ class Ingress(OpenAiIngress):
         return JSONResponse({"status": "ok" if whole else "unavailable"}, status_code=200 if whole else 503)
 
     async def _is_up(self, name: str) -> bool:
+        if self._is_away(name):
+            return False
         try:
-            async with asyncio.timeout(_HEALTH_WAIT_S):
-                await self._default_serve_handles[name].check_health.remote()
+            await self._asked(name, "check_health")
+        except (TimeoutError, BackPressureError):
+            return True  # it is full; one that hangs Ray itself starts anew
         except Exception:  # whatever it is: the engine did not say that it is well
             return False
         return True
+
+    def _is_away(self, model: str) -> bool:
+        """Whether a model's engine was lost and is not back: Ray would keep its requests, and they their places."""
+        router = self._default_serve_handles[model]._router
+        if router is None or not router.running_replicas_populated():
+            return False
+        return not router._asyncio_router.request_router.curr_replicas  # pyright: ignore[reportAttributeAccessIssue]
 
     async def _get_model_id(self, model: str | None) -> str:
         """The model that is asked, or the only one."""
@@ -164,6 +197,8 @@ class Ingress(OpenAiIngress):
         record = record_of(request.scope)
         record.model, record.stream = model, bool(body.stream)
         check(body, model, limits=self._limits, with_tools=model in self._with_tools)
+        if self._is_away(model):
+            raise engine_lost()
         try:
             return await self._process_llm_request(body, method.value, request)
         except Exception as error:

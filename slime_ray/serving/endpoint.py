@@ -7,13 +7,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
+import ray
 from ray import serve
 from ray._private import worker
 from ray.llm._internal.serve.utils.broadcast import broadcast
+from ray.serve._private.client import ServeControllerClient
 from ray.serve.context import _get_global_client
+from ray.serve.generated.serve_pb2 import ApplicationArgs, DeploymentArgs  # pyright: ignore[reportAttributeAccessIssue]
 from ray.serve.schema import ApplicationStatus
 
 from slime_ray.config.serving import ServingRecipe
@@ -52,8 +56,9 @@ def endpoint(recipe: ServingRecipe, *, say: Callable[[str], None]) -> Iterator[E
     check_host(recipe.host, Keys.load(recipe.keys))
     port = _free_port(recipe)
     with at_hand():
+        running = _deploy(recipe, port=port, say=say)
         try:
-            yield _deploy(recipe, port=port, say=say)
+            yield running
         finally:
             _take_down(recipe.drain_seconds)
 
@@ -85,7 +90,7 @@ def deploy(recipe: ServingRecipe, *, address: str, say: Callable[[str], None]) -
         ServingError, RunError, ModelError: as `endpoint`; what ran before still runs.
     """
     with joined(address):
-        return _deploy(recipe, port=recipe.port, say=say)
+        return _deploy(recipe, port=recipe.port or _free_port(recipe), say=say)
 
 
 def _deploy(recipe: ServingRecipe, *, port: int, say: Callable[[str], None]) -> Endpoint:
@@ -98,12 +103,50 @@ def _deploy(recipe: ServingRecipe, *, port: int, say: Callable[[str], None]) -> 
     check_host(str(listening.host), Keys.load(recipe.keys))
     application = build(recipe, say=say)
     say(f"starting {len(recipe.models)} model{'s' if len(recipe.models) > 1 else ''}")
-    try:
-        serve.run(application, name=NAME)
-    except RuntimeError:
-        raise ServingError(_why_not()) from None
+    with _or_as_before(client):
+        try:
+            serve.run(application, name=NAME)
+        except RuntimeError:
+            raise ServingError(_why_not()) from None
     host = "127.0.0.1" if listening.host in ("0.0.0.0", "::", "localhost") else listening.host
     return Endpoint(f"http://{host}:{listening.port}/v1", tuple(recipe.models))
+
+
+@contextmanager
+def _or_as_before(client: ServeControllerClient) -> Iterator[None]:
+    """What fails inside, or is interrupted, leaves deployed what was before.
+
+    By itself Serve lets that run on, but starts none of it anew should it be lost.
+    """
+    before = _deployed(client)
+    try:
+        yield
+    except (ServingError, KeyboardInterrupt):
+        if not before:
+            _end()
+            raise
+        plain = ApplicationArgs().SerializeToString()
+        ray.get(client._controller.deploy_applications.remote({NAME: before}, {NAME: plain}))
+        with suppress(RuntimeError):  # it may have been a failed one too
+            client._wait_for_application_running(NAME)
+        raise
+
+
+def _deployed(client: ServeControllerClient) -> list[bytes]:
+    """What is deployed under our name, in the form in which Serve's controller takes it."""
+    found: Any = ray.get(client._controller.list_deployments_internal.remote())
+    return [
+        DeploymentArgs(
+            deployment_name=place.name,
+            deployment_config=info.deployment_config.to_proto_bytes(),
+            replica_config=info.replica_config.to_proto_bytes(),
+            deployer_job_id=info.deployer_job_id,
+            ingress=info.ingress,
+            route_prefix=info.route_prefix,
+        ).SerializeToString()
+        for place, (info, _) in found.items()
+        if place.app_name == NAME
+    ]
 
 
 def _take_down(drain_seconds: float) -> None:
@@ -112,6 +155,10 @@ def _take_down(drain_seconds: float) -> None:
         ingress, end = serve.get_app_handle(NAME), time.monotonic() + drain_seconds
         while sum(broadcast(ingress, "drain")) and time.monotonic() < end:
             time.sleep(_DRAIN_LOOK_S)
+    _end()
+
+
+def _end() -> None:
     serve.delete(NAME)
     if not _own_cluster():  # one of our own ends with this process, or serves again
         serve.shutdown()

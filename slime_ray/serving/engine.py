@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray import serve
 from ray._private.state import available_resources_per_node
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve import Application
@@ -47,15 +48,20 @@ class LocalFiles(CallbackBase):
 class Engine(LLMServer):
     """Ray's server of one engine, healthy only once it has answered: its first answer takes seconds on a CPU."""
 
-    async def start(self) -> None:
-        """Start the engine and have it answer."""
-        await super().start()
+    async def _start_engine(self) -> None:
+        """Start the engine and have it answer; Ray's own also starts a process that reports usage to Ray's makers."""
+        assert self.engine is not None
+        await self.engine.start()
         # The shortest legal one, in token ids: any tokenizer has an id 1.
         request = CompletionRequest(model=self._llm_config.model_id, prompt=[1], max_tokens=1)  # pyright: ignore[reportCallIssue]
         async for reply in await self.completions(request):
             error = getattr(reply, "error", None)
             if error is not None:
                 raise RuntimeError(f"the engine started, but did not answer: {error.message}")
+
+    async def version(self) -> str | None:
+        """Of its deployment: which weights and settings answer here."""
+        return serve.get_replica_context().code_version
 
 
 def engine_deployment(served: Served, recipe: ServingRecipe) -> Application:
@@ -76,6 +82,13 @@ def engine_deployment(served: Served, recipe: ServingRecipe) -> Application:
     return application
 
 
+def version_of(application: Application) -> str:
+    """What tells a deployment's weights and settings from all others."""
+    version = application._bound_deployment.version
+    assert version is not None
+    return version
+
+
 def _engine_identity(served: Served) -> Any:
     cards = [served.card, *(adapter.card for adapter in served.adapters)]
     return [served.location, served.dtype, served.settings.model_dump(), [[c.name, c.lineage["run"]] for c in cards]]
@@ -89,7 +102,7 @@ def is_running(application: Application, *, app: str) -> bool:
         info, _ = client.get_deployment_info(deployment.name, app) if client else (None, None)
     except KeyError:
         return False
-    return info is not None and info.version == deployment.version
+    return info is not None and info.version == version_of(application)
 
 
 def calls_tools(served: Served) -> bool:
@@ -202,7 +215,7 @@ def _tools(served: Served) -> dict[str, Any]:
 
 
 def _environment(settings: ServedModelConfig) -> dict[str, str]:
-    found = {"VLLM_NO_USAGE_STATS": "1", "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0"}
+    found = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO", "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0"}
     if not settings.gpus:
         # Left to itself, every engine binds its threads to the machine's first cores, on top of the others'.
         found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, math.ceil(settings.cpus)))}

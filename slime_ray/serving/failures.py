@@ -20,6 +20,12 @@ _INVALID = "invalid_request"
 _GONE = (RayActorError, DeploymentUnavailableError, RequestCancelledError, TaskCancelledError, *VLLM_FATAL_ERRORS)
 
 
+def engine_lost() -> Refusal:
+    """The refusal of what only an engine that is away could answer."""
+    message = "The model's engine was lost; it is being started again"
+    return Refusal(503, message, code="engine_unavailable", headers=_AGAIN)
+
+
 def refusal_of(error: Exception | None) -> Refusal:
     """The refusal that stands for what an engine, or the way to it, raised; no words of an exception are in it.
 
@@ -33,8 +39,7 @@ def refusal_of(error: Exception | None) -> Refusal:
     if isinstance(error, BackPressureError):
         return Refusal(429, "The model's queue is full; ask again later", code="queue_full", headers=_AGAIN)
     if isinstance(error, _GONE):
-        message = "The model's engine was lost; it is being started again"
-        return Refusal(503, message, code="engine_unavailable", headers=_AGAIN)
+        return engine_lost()
     if isinstance(error, OpenAIHTTPException) and error.status_code < 500:
         return Refusal(error.status_code, scrubbed(error.message), code=_INVALID)
     if isinstance(error, HTTPException) and error.status_code < 500:

@@ -46,9 +46,17 @@ def check(request: BaseModel, model: str, *, limits: LimitsConfig, with_tools: b
     """
     said = request.__dict__
     longest = max((said.get(key) or 0 for key in ("max_tokens", "max_completion_tokens")), default=0)
-    for key, asked, most in (("max_tokens", longest, limits.max_tokens), ("n", said.get("n") or 1, limits.choices)):
+    choices = (said.get("n") or 1) * _prompts(said.get("prompt"))
+    for key, asked, most in (("max_tokens", longest, limits.max_tokens), ("n", choices, limits.choices)):
         if asked > most:
-            raise Refusal(400, f"{key} is {asked}; this endpoint gives at most {most}", code=INVALID, param=key)
+            times = " (n times the prompts)" if key == "n" and choices != said.get("n") else ""
+            message = f"{key} is {asked}{times}; this endpoint gives at most {most}"
+            raise Refusal(400, message, code=INVALID, param=key)
     if said.get("tools") and said.get("tool_choice") != "none" and not with_tools:
         message = f"{model} calls no tools: its chat template has none of a known form"
         raise Refusal(400, message, code=INVALID, param="tools")
+
+
+def _prompts(prompt: object) -> int:
+    """How many prompts a completion is asked for: a text or token ids are one, a list of such as many."""
+    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1

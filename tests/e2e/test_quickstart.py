@@ -22,7 +22,7 @@ def make_quickstart(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_quickstart_trains_shows_its_table_and_finds_its_stages_again(tmp_path: Path) -> None:
+def test_quickstart_trains_judges_and_finds_its_stages_again(tmp_path: Path) -> None:
     if not (ENVIRONMENT / ".complete").exists():
         pytest.skip("runs in the environment that `make setup` makes")
     for name in NEEDED:
@@ -37,12 +37,23 @@ def test_quickstart_trains_shows_its_table_and_finds_its_stages_again(tmp_path: 
     for folder in folders.values():
         assert (folder / "manifest.json").is_file()
         assert (folder / "metrics.png").stat().st_size > 10_000
-        assert str(folder) in first.stdout
-    for row in ("base", "sft", "sft-continued", "slime", "checked"):
-        assert row in first.stdout
+        assert f"train: {folder} is there" in first.stderr.splitlines()
+        assert json.loads((folder / "certificate.json").read_text())["passed"]
+    report = json.loads((tmp_path / "evaluations" / "quickstart" / "evaluate" / "report.json").read_text())
+    # 200 questions, of which 24 have two turns.
+    judged = {model["name"]: model["overall"]["judged"] for model in report["models"]}
+    assert judged == dict.fromkeys(("base", "sft", "sft-continued", "slime"), 224)
+    assert all(not model["failed"] for model in report["models"])
+    best = report["models"][0]["name"]
+    *table, page, serve = first.stdout.splitlines()
+    for name in judged:
+        assert any(line.split()[:1] == [name] for line in table)
+    assert page == str(tmp_path / "evaluations" / "quickstart" / "evaluate" / "report.html")
+    assert serve == f"slime-ray serve run:quickstart/{folders[best].name}"
 
     # What the README says of the demonstration: SLIME ranks more pairs right than its start, keeps the chosen
     # likelihood, and answers more prompts right.
+    score(tmp_path)
     scores = [json.loads(path.read_text()) for path in (tmp_path / "runs" / ".cache" / "scores").iterdir()]
     by_model = {score["model"]: score for score in scores}
     sft, slime = by_model["run:quickstart/sft"], by_model["run:quickstart/slime"]
@@ -70,6 +81,15 @@ def test_quickstart_trains_shows_its_table_and_finds_its_stages_again(tmp_path: 
     assert again.returncode == 0, again.stderr
     assert {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in folders.values()} == written
     assert " steps" not in again.stderr, "a finished stage was trained again"
+    assert "starting " not in again.stderr, "a finished evaluation was served again"
+    assert again.stdout.splitlines()[-2:] == [page, serve]
+
+
+def score(folder: Path) -> None:
+    """The README's table of likelihoods."""
+    models = ["runs/quickstart/base", *(f"run:quickstart/{name}" for name in ("sft", "sft-continued", "slime"))]
+    options = ["--data", "runs/quickstart/data/test.jsonl", "--max-length", "256", "--max-new-tokens", "64"]
+    subprocess.run([ENVIRONMENT / "bin" / "slime-ray", "score", *models, *options], cwd=folder, timeout=600, check=True)
 
 
 def events(folder: Path) -> list[dict[str, str]]:

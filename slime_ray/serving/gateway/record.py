@@ -76,14 +76,19 @@ class Record:
         return time.perf_counter() - self._clock
 
 
-def begin(scope: Scope) -> Record:
-    """The record of a request that has just come. Its id replaces X-Request-Id, for whoever looks there."""
+def settle_id(scope: Scope) -> str:
+    """A request's id: the client's if it is well formed, else a new one. Inside, X-Request-Id is this alone."""
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
     request_id = given.decode("ascii") if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     others = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
     scope["headers"] = [*others, (b"x-request-id", request_id.encode())]
+    return request_id
+
+
+def begin(scope: Scope) -> Record:
+    """The record of a request that has just come; from now on it lies in its scope."""
     method = scope["method"] if scope["method"] in METHODS else OTHER
-    record = Record(request_id=request_id, method=method, route=route_of(scope))
+    record = Record(request_id=settle_id(scope), method=method, route=route_of(scope))
     scope.setdefault("state", {})["record"] = record
     return record
 

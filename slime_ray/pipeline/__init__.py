@@ -1,0 +1,1 @@
+"""The whole way in one command: data inspected, trained, served, answered, judged, reported."""

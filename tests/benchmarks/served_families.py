@@ -1,0 +1,51 @@
+"""Which families real vLLM serves on a CPU as they were trained: a table for docs/models.md, some eight minutes.
+
+    python -m tests.benchmarks.served_families [FAMILY ...]
+
+Ends with 1 where a family does otherwise than the lists in tests.served_families say.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.families import FAMILIES
+from tests.served_families import HEAD, HEADLESS, UNSUPPORTED, Outcome, look_at
+
+COLUMNS = (
+    "| model_type | vLLM on a CPU | certificate | largest difference, nats | trained head |\n|---|---|---|---|---|"
+)
+
+
+def row(family: str) -> tuple[str, bool]:
+    """A family's line of the table, and whether it is as the lists say."""
+    plain, headed = (_looked_at(family, trains_head=trains_head) for trains_head in (False, True))
+    if plain.certificate is None or headed.certificate is None:
+        refusal = plain.refusal or headed.refusal or ""
+        expected = UNSUPPORTED.get(family)
+        return f"| `{family}` | no: {refusal} | | | |", expected is not None and expected in refusal
+    as_listed = plain.certificate.passed and headed.certificate.passed == (family not in HEADLESS)
+    most = plain.certificate.likelihoods.max_difference
+    verdicts = ["passes" if outcome.passed else "**fails**" for outcome in (plain.certificate, headed.certificate)]
+    for reason in (*plain.certificate.reasons, *headed.certificate.reasons):
+        print(f"{family}: {reason}", file=sys.stderr)
+    line = f"| `{family}` | yes | {verdicts[0]} | {most or 0:.1e} | {verdicts[1]} |"
+    return line, as_listed and bool(plain.answer) and family not in UNSUPPORTED
+
+
+def _looked_at(family: str, *, trains_head: bool) -> Outcome:
+    with tempfile.TemporaryDirectory() as folder:
+        return look_at(Path(folder), family, lora=HEAD if trains_head else None)
+
+
+def main() -> None:
+    """Look at the families named on the command line, else at all."""
+    rows = [row(family) for family in sys.argv[1:] or FAMILIES]
+    print(COLUMNS, *(line for line, _ in rows), sep="\n")
+    sys.exit(not all(as_listed for _, as_listed in rows))
+
+
+if __name__ == "__main__":
+    main()

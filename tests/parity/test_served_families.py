@@ -1,0 +1,47 @@
+"""Checkpoints that we trained, on real vLLM: what it serves as it was trained gets its certificate, what it does not
+fails. Every family: python -m tests.benchmarks.served_families.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slime_ray.serving.certificate import read_certificate
+from tests.families import FAMILIES
+from tests.served_families import HEAD, HEADLESS, UNSUPPORTED, look_at
+
+# Families that differ most: a dense one, windows with caps and other norms, a mixture of experts.
+SERVED = ["qwen2", "gemma2", "mixtral"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_a_tied_family_is_served_as_it_was_trained(family: str, tmp_path: Path) -> None:
+    found = look_at(tmp_path, family)
+    assert found.certificate is not None, found.refusal
+    assert found.certificate.passed, found.certificate.reasons
+    assert found.certificate.likelihoods.max_difference is not None
+    assert 0 < found.certificate.likelihoods.max_difference < 1e-3
+    assert found.certificate.stops.stopping == (1,)
+    assert found.answer
+    kept = tmp_path / "runs" / found.certificate.run
+    assert read_certificate(kept, files_hash=found.certificate.files) == found.certificate
+
+
+def test_a_trained_head_that_vllm_does_not_use_fails(tmp_path: Path) -> None:
+    assert "gemma2" in HEADLESS
+    found = look_at(tmp_path, "gemma2", lora=HEAD)
+    assert found.certificate is not None, found.refusal
+    assert not found.certificate.passed
+    (reason,) = found.certificate.reasons
+    assert reason.startswith("log-probabilities are")
+    assert found.certificate.prompts.mismatches == 0
+    assert found.certificate.stops.stopping == (1,)
+
+
+def test_the_lists_are_of_families_that_there_are() -> None:
+    assert {*SERVED, *HEADLESS, *UNSUPPORTED} <= set(FAMILIES)
+    assert not {*SERVED, *HEADLESS} & set(UNSUPPORTED)
