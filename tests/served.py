@@ -30,6 +30,7 @@ PARENT = "tiny/parent"
 # One is for the tests of a revoked key, and two that hold places leave the others alone.
 KEYS = ("first", "second", "revoked", "holder", "crowd", "fuzz")
 CONTEXT = 384
+VOCABULARY = 360
 LIMITS: dict[str, Any] = {
     "concurrent": 8,
     "concurrent_per_key": 6,
@@ -213,7 +214,7 @@ class Serving:
 def write_checkpoint(folder: Path) -> Path:
     """A Llama of 2 layers with 2 heads of 32, peaked like a trained one, and a tokenizer whose template has tools."""
     texts = [row["prompt"] for row in preference_rows(50, seed=0)] + ['{"city": "Oslo", "name": ["a"]}'] * 20
-    tokenizer = make_tokenizer(texts, vocabulary=400)
+    tokenizer = make_tokenizer(texts, vocabulary=VOCABULARY)
     tokenizer.chat_template = TEMPLATE
     model = make_llama(tokenizer, layers=2, hidden=64, heads=2, tied=False, seed=0)
     with torch.no_grad():
@@ -255,7 +256,7 @@ def write_serving(folder: Path) -> Path:
         "kv_cache_gb = 0.25",
         f"max_model_len = {CONTEXT}",
         # Weights at random would go on with blanks between the tokens of JSON.
-        "engine.structured_outputs_config = { backend = \"xgrammar\", disable_any_whitespace = true }",
+        'engine.structured_outputs_config = { backend = "xgrammar", disable_any_whitespace = true }',
     ]
     path = folder / "serving.toml"
     path.write_text("\n".join(lines) + "\n")

@@ -67,13 +67,16 @@ def serve_until_stopped(
     recipe: ServingRecipe, *, say: Callable[[str], None], ready: Callable[[Endpoint], None]
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then let running answers finish; raises as `endpoint`."""
-    stopped = threading.Event()
+    up, stopped = threading.Event(), threading.Event()
 
     def stop() -> None:
+        if not up.is_set():
+            raise KeyboardInterrupt  # nothing answers yet
         say(f"stopping: running answers have {recipe.drain_seconds:g} s to finish; once more ends them at once")
         stopped.set()
 
     with on_signal(stop), endpoint(recipe, say=say) as running, on_signal(stop):  # Ray takes SIGTERM for itself
+        up.set()
         ready(running)
         while not stopped.wait(0.2):
             pass
@@ -174,14 +177,22 @@ def _why_not() -> str:
     application = serve.status().applications[NAME]
     for name, deployment in application.deployments.items():
         if deployment.status.value != "HEALTHY" and deployment.message:
-            lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
-            reason = next((line for line in reversed(lines) if "Error" in line), lines[-1])
             model = name.removeprefix("Engine:").replace("--", "/")
             return (
-                f"models.{model}: its engine does not start: {reason}; what was served before is still served. "
-                f"The engine's own words are in Ray's logs, in serve/ of {_log_folder()}"
+                f"models.{model}: its engine does not start: {_reason(deployment.message)}. The engine's own words are "
+                f"in Ray's logs, in serve/ of {_log_folder()}"
             )
     return f"the endpoint does not start: {application.message}"
+
+
+def _reason(message: str) -> str:
+    """What a traceback ends with: its last error, with the line below it where pydantic gives the reason there."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    place = next((at for at in range(len(lines) - 1, -1, -1) if "Error" in lines[at]), len(lines) - 1)
+    reason = lines[place]
+    if "validation error" in reason and place + 1 < len(lines):
+        reason = lines[place + 1].partition(" [type=")[0]
+    return reason.rstrip(".")
 
 
 def _log_folder() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -113,6 +114,8 @@ class Endpoints:
         """The model of every request that was answered."""
         self.room = 100
         """Engines that fit at once."""
+        self.heeded = False
+        """Whether SIGTERM was still heeded when the last one was taken down."""
         self.server: Callable[[dict[str, str | None]], OpenAIServer] = OpenAIServer
 
     @contextmanager
@@ -130,6 +133,7 @@ class Endpoints:
                 yield SimpleNamespace(base_url=server.url)
         finally:
             self.open -= 1
+            self.heeded = callable(signal.getsignal(signal.SIGTERM))
             self.asked += [served.body["model"] for served in server.served]
 
     def fits(self, models: list[Served]) -> str | None:

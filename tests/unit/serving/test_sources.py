@@ -1,4 +1,4 @@
-"""From a command line or a recipe to checkpoints that can be served: what is found, how it is called, what is refused."""
+"""From a command line or a recipe to checkpoints that can be served: what is found, its name, what is refused."""
 
 from __future__ import annotations
 
