@@ -29,6 +29,7 @@ MODEL = "tiny/aligned"
 PARENT = "tiny/parent"
 # One is for the tests of a revoked key, and two that hold places leave the others alone.
 KEYS = ("first", "second", "revoked", "holder", "crowd", "fuzz")
+VARIABLE = "variable"  # the key that the environment brings
 CONTEXT = 384
 VOCABULARY = 360
 LIMITS: dict[str, Any] = {
@@ -268,8 +269,10 @@ def running(folder: Path) -> Iterator[Serving]:
     """Inside, an endpoint answers; what is left of it then is stopped."""
     lineage = train_aligned(folder)
     keys = {name: add_key(folder / "keys.json", name) for name in KEYS}
+    keys[VARIABLE] = "sk-of-the-environment-7319"
     log = folder / "printed.txt"
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["SLIME_RAY_API_KEYS"] = f"{VARIABLE}={keys[VARIABLE]}"
     environment.pop("RAY_ADDRESS", None)
     with log.open("wb") as output:
         command = [sys.executable, "-c", COMMAND, "serve", str(write_serving(folder))]

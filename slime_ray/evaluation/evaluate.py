@@ -119,6 +119,7 @@ async def _answer(
         style, turns = evaluation.questions.style, evaluation.turns
         if folder.write_answers(asked, models=recipe.models, style=style, turns=turns):
             folder.note_unfinished(JUDGMENTS, "the answers are newer")
+        folder.note_runs({model.name: model.run for model in models})
 
 
 async def _judge(evaluation: Evaluation, judges: Sequence[LanguageModelJudge]) -> None:

@@ -53,6 +53,8 @@ class About(BaseModel):
     """Why a stage's answers or judgments are not all there."""
     agreement: dict[str, float] = {}
     """A judge's agreement with human labels, in percent, where it was checked."""
+    runs: dict[str, str] = {}
+    """The run behind a model, as its endpoint told it: whose answers are judged here."""
 
     @property
     def partial(self) -> str | None:
@@ -110,6 +112,11 @@ class EvaluationFolder:
         """Say in evaluation.json why a stage is not all there, or that it is."""
         others = {name: each for name, each in self.about().unfinished.items() if name != stage}
         self.note(unfinished=others if why is None else {**others, stage: why})
+
+    def note_runs(self, runs: Mapping[str, str | None]) -> None:
+        """Say in evaluation.json which run answered as each of these models; None where no run is known."""
+        others = {name: run for name, run in self.about().runs.items() if name not in runs}
+        self.note(runs={**others, **{name: run for name, run in runs.items() if run is not None}})
 
     def write_questions(self, questions: QuestionSet) -> None:
         """Write the questions in the form of their set."""

@@ -92,6 +92,7 @@ def keep(recipe: EvaluationRecipe, runs: Mapping[str, str]) -> None:
         folder, style = evaluation.folder, evaluation.questions.style
         if folder.write_answers(asked, models=recipe.models, style=style, turns=evaluation.turns):
             folder.note_unfinished(evaluate.JUDGMENTS, "the answers are newer")
+        folder.note_runs(runs)
 
 
 def _known(evaluation: Evaluation, runs: Mapping[str, str]) -> list[Endpoint]:

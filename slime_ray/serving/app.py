@@ -49,6 +49,7 @@ _ROUTES: dict[str, Callable[[FastAPI], Callable[..., Any]]] = {
 }
 _HEALTH_WAIT_S = 5.0
 _REPLACED_LOOK_S = 0.5
+_FENCE = 1024  # requests that an ingress has at once beyond those that have a place, and that the proxy keeps for it
 
 
 def build(recipe: ServingRecipe, *, say: Callable[[str], None] = print) -> Application:
@@ -261,7 +262,8 @@ def _shown(card: Card, served: Served) -> dict[str, Any]:
 
 def _ingress_options(recipe: ServingRecipe) -> dict[str, Any]:
     # The gateway turns away what is too much, by key and with a reason; what Serve lets wait is only a second fence.
-    most = 2 * recipe.limits.concurrent + 64
+    # Its own refusals are no JSON, so it is out of the way of all but a flood.
+    most = recipe.limits.concurrent + _FENCE
     return {
         "name": "Ingress",
         "num_replicas": recipe.ingress_replicas,

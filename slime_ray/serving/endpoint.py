@@ -54,7 +54,8 @@ def endpoint(recipe: ServingRecipe, *, say: Callable[[str], None]) -> Iterator[E
         RunError, ModelError: a source is not there.
     """
     check_host(recipe.host, Keys.load(recipe.keys))
-    port = _free_port(recipe)
+    serving = ray.is_initialized() and _get_global_client(raise_if_no_controller_running=False) is not None
+    port = recipe.port if serving else _free_port(recipe)  # where Serve runs already, it listens
     with at_hand():
         running = _deploy(recipe, port=port, say=say)
         try:

@@ -17,6 +17,7 @@ from slime_ray.serving.gateway.refusal import Refusal
 
 _AGAIN = {"retry-after": str(RETRY_AFTER_S)}
 _INVALID = "invalid_request"
+_DEAD = frozenset(str(kind()) for kind in VLLM_FATAL_ERRORS)
 _GONE = (RayActorError, DeploymentUnavailableError, RequestCancelledError, TaskCancelledError, *VLLM_FATAL_ERRORS)
 
 
@@ -56,4 +57,6 @@ def refusal_in_stream(error: Mapping[str, Any]) -> Refusal:
     code = error.get("code")
     if isinstance(code, int) and 400 <= code < 500:
         return Refusal(code, scrubbed(str(error.get("message"))), code=_INVALID)
+    if error.get("message") in _DEAD:
+        return engine_lost()
     return refusal_of(None)

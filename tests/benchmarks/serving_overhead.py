@@ -5,8 +5,9 @@
 One cluster, one proxy, one engine, two applications: ours at / with a key, limits, metrics and a request log in a file,
 Ray's at /plain, whose engine is a handle to ours. A client in a process of its own loads them in turn: eight streams at
 once, each followed by a short answer in one piece. A round is many short turns, and each side goes first in every other
-pair of them; its figures are the medians, which what else a machine does disturbs least. Ratios above 1 are in our favour; the lower end of their 95 % interval over the rounds (Student's t,
-on logarithms) is to be 0.95 at least. CPU time is that of a process, less what it takes while the other side is loaded.
+pair of them; its figures are medians, which other work on the machine disturbs least. Ratios above 1 are in our favour;
+the lower end of their 95 % interval over the rounds (Student's t, on logarithms) is to be 0.95 at least. CPU time is
+that of a process, less what it takes while the other side is loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PATH = "/v1/chat/completions"
 OURS, PLAIN = "ours", "plain"
 AT_ONCE = 8
 STREAMED, SHORT = 128, 8  # tokens of an answer
-PAIRS = 12  # of turns in a round
+PAIRS = 16  # of turns in a round
 REQUESTS = 1  # streams, and as many short answers, of each of the clients in a turn
 # An ingress's process, as Ray calls it.
 _PROCESSES = {OURS: "ray::ServeReplica:slime-ray:Ingress", PLAIN: "ray::ServeReplica:plain:OpenAiIngress"}

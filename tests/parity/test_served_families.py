@@ -26,14 +26,14 @@ def test_a_tied_family_is_served_as_it_was_trained(family: str, tmp_path: Path) 
     assert found.certificate.likelihoods.max_difference is not None
     assert 0 < found.certificate.likelihoods.max_difference < 1e-3
     assert found.certificate.stops.stopping == (1,)
-    assert found.answer
+    assert found.answered > 0
     kept = tmp_path / "runs" / found.certificate.run
     assert read_certificate(kept, files_hash=found.certificate.files) == found.certificate
 
 
 def test_a_trained_head_that_vllm_does_not_use_fails(tmp_path: Path) -> None:
-    assert "gemma2" in HEADLESS
-    found = look_at(tmp_path, "gemma2", lora=HEAD)
+    assert HEADLESS["cohere"] == "ignored"
+    found = look_at(tmp_path, "cohere", lora=HEAD)
     assert found.certificate is not None, found.refusal
     assert not found.certificate.passed
     (reason,) = found.certificate.reasons

@@ -136,6 +136,7 @@ def test_a_bias_chooses_the_token(client: openai.OpenAI) -> None:
 _WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "max_tokens": ({"max_tokens": LIMITS["max_tokens"] + 1}, ["129", "128"]),
     "n": ({"n": 5, "temperature": 1}, ["n is 5", "4"]),
+    "prompts": ({"prompt": [PROMPT] * 5}, ["n times the prompts", "5", "4"]),
     "logprobs": ({"logprobs": 21}, ["21", "20"]),
     "no prompt": ({"prompt": ""}, []),
     "prompt of objects": ({"prompt": [{}]}, ["prompt"]),

@@ -230,6 +230,15 @@ def test_a_folder_begins_as_a_new_evaluation_and_keeps_its_id(tmp_path: Path) ->
     assert folder.about().partial is None
 
 
+def test_the_runs_behind_models_are_noted_for_those_that_were_asked_now(tmp_path: Path) -> None:
+    folder = EvaluationFolder(tmp_path)
+    folder.note_runs({"sft": "sft@1", "slime": "slime@1", "file": None})
+    folder.note_runs({"slime": "slime@2"})
+    assert folder.about().runs == {"sft": "sft@1", "slime": "slime@2"}
+    folder.note_runs({"sft": None})
+    assert folder.about().runs == {"slime": "slime@2"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

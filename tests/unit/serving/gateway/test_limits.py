@@ -130,6 +130,7 @@ def test_health_and_metrics_need_no_place_and_health_has_its_own() -> None:
 def test_the_health_waits_for_no_ones_body() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert await receive() == {"type": "http.request", "body": b"", "more_body": False}
+        await asyncio.sleep(0.1)  # what comes of the body meanwhile is no departure
         await answer(send)
 
     gate = guarded(app, limits={"body_seconds": 60.0})
