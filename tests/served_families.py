@@ -143,7 +143,7 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
         time.sleep(0.5)
     # The cause comes first; what follows from it ends with "See root cause above". A warning of vLLM's quotes an error.
     causes = re.findall(r"^(?!.* WARNING ).*?\b(\w+(?:Error|Exception): .+)", log.read_text(errors="replace"), re.M)
-    raise RuntimeError(causes[0] if causes else f"it was not up within {_STARTS_S:g} s; see {log}")
+    raise RuntimeError(causes[0][:200] if causes else f"it was not up within {_STARTS_S:g} s; see {log}")
 
 
 def look_at(folder: Path, family: str, *, tied: bool = True, lora: dict[str, Any] | None = None) -> Outcome:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +57,24 @@ def endpoint(recipe: ServingRecipe, *, say: Callable[[str], None]) -> Iterator[E
     check_host(recipe.host, Keys.load(recipe.keys))
     serving = ray.is_initialized() and _get_global_client(raise_if_no_controller_running=False) is not None
     port = recipe.port if serving else _free_port(recipe)  # where Serve runs already, it listens
-    with at_hand():
+    with ExitStack() as stack:
+        with _hidden(recipe.keys.env):  # all that Ray starts inherits the environment
+            stack.enter_context(at_hand())
         running = _deploy(recipe, port=port, say=say)
         try:
             yield running
         finally:
             _take_down(recipe.drain_seconds)
+
+
+@contextmanager
+def _hidden(variable: str) -> Iterator[None]:
+    held = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.environ[variable] = held
 
 
 def serve_until_stopped(

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray import serve
 from ray._private.state import available_resources_per_node
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve import Application
@@ -48,6 +47,11 @@ class LocalFiles(CallbackBase):
 class Engine(LLMServer):
     """Ray's server of one engine, healthy only once it has answered: its first answer takes seconds on a CPU."""
 
+    async def __init__(self, llm_config: LLMConfig, *, version: str) -> None:
+        """The version tells weights and settings from all others; Serve's own is that of a whole YAML file."""
+        self._version = version
+        await super().__init__(llm_config)
+
     async def _start_engine(self) -> None:
         """Start the engine and have it answer; Ray's own also starts a process that reports usage to Ray's makers."""
         assert self.engine is not None
@@ -59,9 +63,9 @@ class Engine(LLMServer):
             if error is not None:
                 raise RuntimeError(f"the engine started, but did not answer: {error.message}")
 
-    async def version(self) -> str | None:
-        """Of its deployment: which weights and settings answer here."""
-        return serve.get_replica_context().code_version
+    async def version(self) -> str:
+        """Which weights and settings answer here."""
+        return self._version
 
 
 def engine_deployment(served: Served, recipe: ServingRecipe) -> Application:
@@ -75,9 +79,11 @@ def engine_deployment(served: Served, recipe: ServingRecipe) -> Application:
         deployment_config=_deployment_options(served.settings, recipe),
         callback_config={"callback_class": LocalFiles},  # pyright: ignore[reportArgumentType]
     )
-    application = build_llm_deployment(config, deployment_cls=Engine, name_prefix="Engine:")
-    # Without a version `serve.run` replaces every engine each time. The lineage stands for the weights themselves.
+    # The lineage stands for the weights themselves.
     version = json_hash([_engine_identity(served), recipe.limits.max_tokens, recipe.drain_seconds])
+    bound = {"version": version}
+    application = build_llm_deployment(config, deployment_cls=Engine, name_prefix="Engine:", bind_kwargs=bound)
+    # Without a version `serve.run` replaces every engine each time.
     application._bound_deployment = application._bound_deployment.options(version=version, _internal=True)
     return application
 
