@@ -215,7 +215,8 @@ class Serving:
 def write_checkpoint(folder: Path) -> Path:
     """A Llama of 2 layers with 2 heads of 32, peaked like a trained one, and a tokenizer whose template has tools."""
     texts = [row["prompt"] for row in preference_rows(50, seed=0)] + ['{"city": "Oslo", "name": ["a"]}'] * 20
-    tokenizer = make_tokenizer(texts, vocabulary=VOCABULARY)
+    tokenizer = make_tokenizer(texts, vocabulary=VOCABULARY - 1)
+    tokenizer.add_tokens("<|python_tag|>", special_tokens=True)  # without it llama's calls cannot be read
     tokenizer.chat_template = TEMPLATE
     model = make_llama(tokenizer, layers=2, hidden=64, heads=2, tied=False, seed=0)
     with torch.no_grad():

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from ray import serve
 from ray.exceptions import RayError
 from ray.llm._internal.serve.core.ingress.ingress import CallMethod
+from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
@@ -24,7 +25,7 @@ from starlette.types import ASGIApp
 from vllm.entrypoints.generate.base.protocol import StreamOptions
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
-from slime_ray.config.serving import LimitsConfig, ServingRecipe
+from slime_ray.config.serving import LimitsConfig, RequestLogConfig, ServingRecipe
 from slime_ray.serving.engine import calls_tools, check_room, engine_deployment, is_running, version_of
 from slime_ray.serving.failures import engine_lost, refusal_in_stream, refusal_of
 from slime_ray.serving.gateway.app_errors import exception_handlers
@@ -33,7 +34,7 @@ from slime_ray.serving.gateway.limits import RETRY_AFTER_S
 from slime_ray.serving.gateway.record import Record, record_of
 from slime_ray.serving.gateway.refusal import Refusal
 from slime_ray.serving.gateway.stack import Gateway, gateway
-from slime_ray.serving.requests import check, parse
+from slime_ray.serving.requests import check, parse, text_of
 from slime_ray.serving.served import Card, Served
 from slime_ray.serving.sources import resolve
 
@@ -82,6 +83,7 @@ def build(recipe: ServingRecipe, *, say: Callable[[str], None] = print) -> Appli
         model_cards=cards,
         versions={name: version_of(engine) for name, engine in engines.items()},
         limits=recipe.limits,
+        log=recipe.log,
         with_tools=frozenset(with_tools),
     )
 
@@ -105,11 +107,12 @@ class Ingress(OpenAiIngress):
         *,
         versions: Mapping[str, str],
         limits: LimitsConfig,
+        log: RequestLogConfig,
         with_tools: frozenset[str],
     ) -> None:
         """Ready once what answers is what the cards say: until then the ingress of before goes on, with its own."""
         super().__init__(dict(llm_deployments), dict(model_cards))  # pyright: ignore[reportArgumentType]
-        self._limits, self._with_tools = limits, with_tools
+        self._limits, self._log, self._with_tools = limits, log, with_tools
         self._healthy: tuple[float, dict[str, bool]] = (-_HEALTH_WAIT_S, {})
         await asyncio.gather(*(self._replaced(name, version) for name, version in versions.items()))
 
@@ -197,6 +200,8 @@ class Ingress(OpenAiIngress):
         model = await self._get_model_id(body.model)
         record = record_of(request.scope)
         record.model, record.stream = model, bool(body.stream)
+        if self._log.text:
+            record.prompt = body.model_dump_json(include={"messages", "prompt"})
         check(body, model, limits=self._limits, with_tools=model in self._with_tools)
         if self._is_away(model):
             raise engine_lost()
@@ -216,8 +221,12 @@ class Ingress(OpenAiIngress):
             continuous = bool(asked and asked.continuous_usage_stats)
             body.stream_options = StreamOptions(include_usage=True, continuous_usage_stats=continuous)
         told = bool(asked and asked.include_usage)
+        engine = self._get_configured_serve_handle(await self._get_model_id(body.model))
+        replies = getattr(engine, call_method).remote(body, RawRequestInfo.from_starlette_request(raw_request))
         try:
-            async for reply in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
+            async for reply in replies:
+                if record.prompt is not None:
+                    record.answer = (record.answer or "") + text_of(reply)
                 if not isinstance(reply, list):
                     _note(getattr(reply, "usage", None), record)
                     yield reply
@@ -227,6 +236,8 @@ class Ingress(OpenAiIngress):
                     yield events
         except Exception as error:
             raise refusal_of(error) from error
+        finally:
+            replies.cancel()  # else the engine goes on for a client that has left
 
 
 def _note(usage: Any, record: Record) -> None:

@@ -24,11 +24,14 @@ from ray.serve.schema import ApplicationStatus
 from slime_ray.config.serving import ServingRecipe
 from slime_ray.errors import ServingError
 from slime_ray.serving.app import NAME, build
+from slime_ray.serving.gateway import doorway
 from slime_ray.serving.gateway.keys import Keys, check_host
 from slime_ray.training.cluster import at_hand, joined
 from slime_ray.training.signals import on_signal
 
 _DRAIN_LOOK_S = 0.2
+# Ray Serve's proxy finds by this what stands before it.
+_DOORWAY = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", f"{doorway.__name__}.middlewares")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ def endpoint(recipe: ServingRecipe, *, say: Callable[[str], None]) -> Iterator[E
     serving = ray.is_initialized() and _get_global_client(raise_if_no_controller_running=False) is not None
     port = recipe.port if serving else _free_port(recipe)  # where Serve runs already, it listens
     with ExitStack() as stack:
+        os.environ.setdefault(*_DOORWAY)
         with _hidden(recipe.keys.env):  # all that Ray starts inherits the environment
             stack.enter_context(at_hand())
         running = _deploy(recipe, port=port, say=say)

@@ -13,7 +13,7 @@ from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve import Application
 from ray.serve.context import _get_global_client
 from ray.serve.llm import LLMConfig, LLMServer, ModelLoadingConfig, build_llm_deployment
-from ray.serve.llm.openai_api_models import CompletionRequest
+from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
 from slime_ray.config.serving import ServedModelConfig, ServingRecipe
 from slime_ray.errors import ServingError
@@ -56,9 +56,9 @@ class Engine(LLMServer):
         """Start the engine and have it answer; Ray's own also starts a process that reports usage to Ray's makers."""
         assert self.engine is not None
         await self.engine.start()
-        # The shortest legal one, in token ids: any tokenizer has an id 1.
-        request = CompletionRequest(model=self._llm_config.model_id, prompt=[1], max_tokens=1)  # pyright: ignore[reportCallIssue]
-        async for reply in await self.completions(request):
+        messages = [{"role": "user", "content": "Hello"}]
+        request = ChatCompletionRequest(model=self._llm_config.model_id, messages=messages, max_tokens=1)  # pyright: ignore[reportCallIssue]
+        async for reply in await self.chat(request):
             error = getattr(reply, "error", None)
             if error is not None:
                 raise RuntimeError(f"the engine started, but did not answer: {error.message}")
@@ -217,7 +217,21 @@ def _tools(served: Served) -> dict[str, Any]:
     if not template.is_file() or not config.is_file() or "tools" not in template.read_text(encoding="utf-8"):
         return {}
     parser = _TOOL_PARSERS.get(json.loads(config.read_bytes()).get("model_type", ""))
-    return {"enable_auto_tool_choice": True, "tool_call_parser": parser} if parser else {}
+    if parser is None or not _reads_calls(parser, folder):
+        return {}
+    return {"enable_auto_tool_choice": True, "tool_call_parser": parser}
+
+
+def _reads_calls(parser: str, folder: Path) -> bool:
+    """Whether the tokenizer has what marks a call; without it vLLM would fail at every chat, with tools or none."""
+    from transformers import AutoTokenizer
+    from vllm.tool_parsers import ToolParserManager
+
+    try:
+        ToolParserManager.get_tool_parser(parser)(AutoTokenizer.from_pretrained(folder))
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _environment(settings: ServedModelConfig) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""A client's request, read as vLLM's: whatever it cannot be read as is the client's mistake, and told so."""
+"""A client's request, read as vLLM's: what cannot be read so is the client's mistake; and the text of a reply."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import json
+from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
@@ -55,6 +56,23 @@ def check(request: BaseModel, model: str, *, limits: LimitsConfig, with_tools: b
     if said.get("tools") and said.get("tool_choice") != "none" and not with_tools:
         message = f"{model} calls no tools: its chat template has none of a known form"
         raise Refusal(400, message, code=INVALID, param="tools")
+
+
+def text_of(reply: Any) -> str:
+    """The text of an engine's reply, or of a batch of a stream's events, for a log that is to hold it."""
+    events = [reply.model_dump()] if isinstance(reply, BaseModel) else map(_event, filter(_is_text, reply))
+    choices = [choice for event in events for choice in event.get("choices", ())]
+    said = [choice.get("message") or choice.get("delta") or choice for choice in choices]
+    return "".join(each.get("content") or each.get("text") or "" for each in said)
+
+
+def _is_text(event: object) -> bool:
+    return isinstance(event, str)  # else it is an error in place of a stream
+
+
+def _event(event: str) -> dict[str, Any]:
+    data = event.removeprefix("data: ").strip()
+    return {} if data == "[DONE]" else json.loads(data)
 
 
 def _prompts(prompt: object) -> int:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import pytest
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 
 from tests.served import MODEL, Serving
 
-AT_ONCE = 6
-ROUNDS = 340
+AT_ONCE = 5  # one less than a key may: a place is free only a moment after its answer has come
+ROUNDS = 410
 REQUESTS = AT_ONCE * ROUNDS  # at least 2,000
 # Beside 2xx and 4xx: the engine was lost or hangs. Neither may happen here but for a request that takes too long.
 _CODES_5XX = {"request_timeout"}
@@ -205,9 +206,7 @@ def requests(draw: st.DrawFn) -> tuple[str, str, bytes]:
 
 _models = st.tuples(
     st.sampled_from(["GET", "GET", "POST", "DELETE"]),
-    st.builds(
-        lambda name: f"/v1/models/{name}", st.text(st.characters(codec="utf-8", exclude_characters="#?"), max_size=9)
-    ),
+    st.builds(lambda name: f"/v1/models/{quote(name)}", st.text(st.characters(codec="utf-8"), max_size=9)),
     st.just(b""),
 )
 
@@ -235,7 +234,11 @@ def test_no_request_is_a_fault_of_ours(serving: Serving, runner: asyncio.Runner)
         assert_documented(response, f"{method} {path} {body!r}")
 
     async def all_at_once(batch: list[tuple[str, str, bytes]]) -> None:
-        await asyncio.gather(*(ask(*each) for each in batch))
+        # All to their end, so that none of them runs into the next batch.
+        outcomes = await asyncio.gather(*(ask(*each) for each in batch), return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
 
     async def answer() -> str:
         response = await client.post("/v1/completions", json=plain)

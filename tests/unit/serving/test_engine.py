@@ -10,6 +10,7 @@ import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from slime_ray.config.serving import ServedModelConfig, ServingRecipe
+from slime_ray.quickstart.models import make_tokenizer
 from slime_ray.serving import engine
 from slime_ray.serving.served import Adapter, Card, Served
 
@@ -94,17 +95,21 @@ def test_adapters_of_one_engine_get_a_rank_that_vllm_has(ranks: tuple[int, ...],
 
 
 @pytest.mark.parametrize(
-    ("model_type", "template", "parser"),
+    ("model_type", "template", "mark", "parser"),
     [
-        ("llama", "{% if tools %}{{ tools | tojson }}{% endif %}", "llama3_json"),
-        ("qwen3", "{{ tools }}", "hermes"),
-        ("llama", "{{ messages }}", None),
-        ("unheard_of", "{{ tools }}", None),
+        ("llama", "{% if tools %}{{ tools | tojson }}{% endif %}", "<|python_tag|>", "llama3_json"),
+        ("llama", "{{ tools }}", "<|other|>", None),  # vLLM would fail at every chat
+        ("qwen3", "{{ tools }}", "<tool_call>", "hermes"),
+        ("llama", "{{ messages }}", "<|python_tag|>", None),
+        ("unheard_of", "{{ tools }}", "<|python_tag|>", None),
     ],
 )
-def test_tools_are_called_where_the_template_has_them_in_a_known_form(
-    tmp_path: Path, model_type: str, template: str, parser: str | None
+def test_tools_are_called_where_template_tokenizer_and_vllm_have_one_form_of_them(
+    tmp_path: Path, model_type: str, template: str, mark: str, parser: str | None
 ) -> None:
+    tokenizer = make_tokenizer(["some text"], vocabulary=300)
+    tokenizer.add_tokens([mark, "</tool_call>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     (tmp_path / "chat_template.jinja").write_text(template)
     base = served()
