@@ -222,7 +222,9 @@ class Ingress(OpenAiIngress):
             body.stream_options = StreamOptions(include_usage=True, continuous_usage_stats=continuous)
         told = bool(asked and asked.include_usage)
         engine = self._get_configured_serve_handle(await self._get_model_id(body.model))
-        replies = getattr(engine, call_method).remote(body, RawRequestInfo.from_starlette_request(raw_request))
+        # The engine sees the request's id, and no key.
+        headers = {"x-request-id": record.request_id}
+        replies, whole = getattr(engine, call_method).remote(body, RawRequestInfo(headers=headers)), False
         try:
             async for reply in replies:
                 if record.prompt is not None:
@@ -234,10 +236,12 @@ class Ingress(OpenAiIngress):
                     yield reply  # an error instead of a stream, which Ray's ingress raises
                 elif events := [event for event in reply if _passed_on(event, record) or told]:
                     yield events
+            whole = True
         except Exception as error:
             raise refusal_of(error) from error
         finally:
-            replies.cancel()  # else the engine goes on for a client that has left
+            if not whole:
+                replies.cancel()  # else the engine goes on for a client that has left
 
 
 def _note(usage: Any, record: Record) -> None:

@@ -1,4 +1,4 @@
-"""Which families real vLLM serves on a CPU as they were trained: a table for docs/models.md, some eight minutes.
+"""Which families real vLLM serves on a CPU as they were trained: a table for docs/models.md, some twenty minutes.
 
     python -m tests.benchmarks.served_families [FAMILY ...]
 
@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from tests.families import FAMILIES
-from tests.served_families import HEAD, HEADLESS, UNSUPPORTED, Outcome, look_at
+from tests.served_families import HEAD, HEADLESS, OTHERWISE, UNSUPPORTED, Outcome, look_at
 
 COLUMNS = "| model_type | certificate | at most, nats a token | adapters and a trained head |\n|---|---|---|---|"
 
@@ -26,14 +26,14 @@ def row(family: str) -> tuple[str, bool]:
         return f"| `{family}` | not served: {plain.refusal} | | |", expected is not None and expected in str(
             plain.refusal
         )
-    most = plain.certificate.likelihoods.max_difference
+    passed, most = plain.certificate.passed, plain.certificate.likelihoods.max_difference
     found = "refused" if headed.certificate is None else "used" if headed.certificate.passed else "ignored"
-    said = {"used": "passes", "ignored": "fails: vLLM ignores the head", "refused": "vLLM refuses to load it"}[found]
-    line = f"| `{family}` | {'passes' if plain.certificate.passed else 'fails'} | {most or 0:.0e} | {said} |"
+    said = {"used": "passes", "ignored": "fails", "refused": "vLLM refuses to load it"}[found]
+    verdict = "passes" if passed else f"fails: {OTHERWISE.get(family, 'unexpectedly')}"
     for reason in plain.certificate.reasons:
         print(f"{family}: {reason}", file=sys.stderr)
-    as_listed = plain.certificate.passed and plain.answered > 0 and found == head and family not in UNSUPPORTED
-    return line, as_listed
+    as_listed = passed == (family not in OTHERWISE) and plain.answered > 0 and found == head
+    return f"| `{family}` | {verdict} | {most or 0:.0e} | {said} |", as_listed and family not in UNSUPPORTED
 
 
 def _looked_at(family: str, *, trains_head: bool) -> Outcome:
