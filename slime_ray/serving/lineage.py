@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from slime_ray.config.evaluation import EvaluationRecipe
-from slime_ray.errors import ServingError
+from slime_ray.errors import DataError, ServingError
+from slime_ray.evaluation.folder import EvaluationFolder
 from slime_ray.evaluation.report.numbers import Report
 from slime_ray.serving.candidate import Candidate
 from slime_ray.serving.certificate import read_certificate
@@ -48,9 +48,9 @@ def scores(run: str, evaluations_dir: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(evaluations_dir.rglob("report.json")) if evaluations_dir.is_dir() else []:
         try:
-            runs = json.loads((path.parent / "evaluation.json").read_bytes()).get("runs", {})
+            runs = EvaluationFolder(path.parent).about().runs
             report = Report.model_validate_json(path.read_bytes())
-        except (OSError, ValueError, ValidationError, AttributeError):
+        except (OSError, ValidationError, DataError):
             continue
         for model in report.models if report.partial is None else []:
             if runs.get(model.name) == run:

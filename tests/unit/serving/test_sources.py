@@ -295,14 +295,19 @@ def test_lineage_has_the_scores_of_evaluations_that_judged_these_weights(place: 
     lineage = serve("tiny/full")[0].card.lineage
     with OpenAIServer({"a": lineage["run"], "b": "another", "j": None}) as server:
         folder, report = run_evaluation(write_evaluation(place, server.url))
-    assert serve("tiny/full")[0].card.lineage["evaluations"] == {}
-    edit_json(folder.path / "evaluation.json", runs={"a": lineage["run"], "b": "another"})
     (judged,) = (model.overall for model in report.models if model.name == "a")
     assert serve("tiny/full")[0].card.lineage["evaluations"] == {
         "night": {"score": judged.value, "low": judged.low, "high": judged.high}
     }
-    edit_json(folder.path / "report.json", partial="the budget is spent")
-    assert serve("tiny/full")[0].card.lineage["evaluations"] == {}
+    for file, change in [
+        ("report.json", {"partial": "the budget is spent"}),
+        ("evaluation.json", {"runs": {"a": "another", "b": lineage["run"][:-1]}}),
+        ("evaluation.json", {"runs": "damaged"}),
+    ]:
+        before = (folder.path / file).read_bytes()
+        edit_json(folder.path / file, **change)
+        assert serve("tiny/full")[0].card.lineage["evaluations"] == {}
+        (folder.path / file).write_bytes(before)
 
 
 def test_a_command_line_is_read_without_ray_torch_or_vllm(place: Path) -> None:
