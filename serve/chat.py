@@ -5,6 +5,7 @@ from ray.serve import Application
 
 from slime_ray.overrides import load_serving
 from slime_ray.serving import app
+from slime_ray.serving.sources import resolve
 
 
 class Arguments(BaseModel):
@@ -19,4 +20,5 @@ class Arguments(BaseModel):
 # Ray reads the annotation itself: with `from __future__ import annotations` it would be a text, and nothing checked.
 def build(arguments: Arguments) -> Application:
     """The application of a serving recipe."""
-    return app.build(load_serving(arguments.config, arguments.overrides))
+    recipe = load_serving(arguments.config, arguments.overrides)
+    return app.build(recipe, resolve(recipe, say=print))

@@ -29,8 +29,8 @@ from slime_ray.training.fit import train
 from tests import families
 from tests.conftest import preference_rows, write_rows
 
-# vLLM 0.29 serves every family on a CPU. What it computes otherwise than transformers: Cohere 2's window holds one token
-# more (its commandr.py), which shows in sequences that are longer than the window.
+# vLLM 0.29 serves every family on a CPU. What it computes otherwise than transformers: Cohere 2's window holds one
+# token more (its commandr.py), which shows in sequences that are longer than the window.
 OTHERWISE: dict[str, str] = {"cohere2": "its sliding window is one token wider under vLLM"}
 # Families whose logits vLLM computes from the input embeddings, whatever head is saved: what becomes of a trained head.
 HEADLESS: dict[str, Literal["refused", "ignored"]] = {"cohere": "ignored", "cohere2": "ignored", "gemma2": "refused"}

@@ -21,7 +21,7 @@ _LOOK_S = 0.5
 
 def names(served: Served) -> list[str]:
     """What can be asked of one engine: its model and the adapters beside it."""
-    return [served.card.name, *(adapter.card.name for adapter in served.adapters)]
+    return [card.name for card in served.cards]
 
 
 def check(recipe: ServingRecipe) -> None:

@@ -206,9 +206,7 @@ class _Pipeline:
 
     def _runs(self) -> dict[str, str]:
         """The run hash of every evaluated model that is served, as its endpoint tells it."""
-        cards = {}
-        for each in self._resolved():
-            cards |= {card.name: card for card in (each.card, *(adapter.card for adapter in each.adapters))}
+        cards = {card.name: card for each in self._resolved() for card in each.cards}
         return {name: cards[model].lineage["run"] for name, model in self.recipes.served.items()}
 
     def _command(self, report: Report) -> str:

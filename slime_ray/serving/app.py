@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -36,7 +36,6 @@ from slime_ray.serving.gateway.refusal import Refusal
 from slime_ray.serving.gateway.stack import Gateway, gateway
 from slime_ray.serving.requests import check, parse, text_of
 from slime_ray.serving.served import Card, Served
-from slime_ray.serving.sources import resolve
 
 NAME = "slime-ray"
 """The application's name on a cluster: deploying under it again replaces what runs."""
@@ -53,25 +52,21 @@ _REPLACED_LOOK_S = 0.5
 _FENCE = 1024  # requests that an ingress has at once beyond those that have a place, and that the proxy keeps for it
 
 
-def build(recipe: ServingRecipe, *, say: Callable[[str], None] = print) -> Application:
-    """The application of a recipe: checkpoints found and checked, an engine each, the ingress before them.
+def build(recipe: ServingRecipe, models: Sequence[Served]) -> Application:
+    """The application of a recipe: an engine for each checkpoint, the ingress before them.
+
+    Args:
+        recipe: the endpoint's.
+        models: what it serves, see `sources.resolve`.
 
     Raises:
-        ServingError: a checkpoint is refused, the cluster has no room, or the host needs keys and there are none.
-        RunError, ModelError: a source is not there.
+        ServingError: the cluster has no room, or the host needs keys and there are none.
     """
     keys = Keys.load(recipe.keys)
     check_host(recipe.host, keys)
-    models = resolve(recipe, say=say)
     engines = {served.card.name: engine_deployment(served, recipe) for served in models}
     check_room([served for served in models if not is_running(engines[served.card.name], app=NAME)])
-    handles, cards, with_tools = {}, {}, set()
-    for served in models:
-        for card in (served.card, *(adapter.card for adapter in served.adapters)):
-            handles[card.name] = engines[served.card.name]
-            cards[card.name] = _shown(card, served)
-            if calls_tools(served):
-                with_tools.add(card.name)
+    by_name = {card.name: (card, served) for served in models for card in served.cards}
     handlers: Any = exception_handlers()
     # A redirect to the path without its slash would name the host that the client said it asked.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, exception_handlers=handlers)
@@ -79,12 +74,12 @@ def build(recipe: ServingRecipe, *, say: Callable[[str], None] = print) -> Appli
     ingress: Any = make_fastapi_ingress(Ingress, endpoint_map=_ROUTES, app=app)
     deployment: Any = serve.deployment(ingress, **_ingress_options(recipe))
     return deployment.bind(
-        llm_deployments=handles,
-        model_cards=cards,
+        llm_deployments={name: engines[served.card.name] for name, (_, served) in by_name.items()},
+        model_cards={name: _shown(card, served) for name, (card, served) in by_name.items()},
         versions={name: version_of(engine) for name, engine in engines.items()},
         limits=recipe.limits,
         log=recipe.log,
-        with_tools=frozenset(with_tools),
+        with_tools=frozenset(name for name, (_, served) in by_name.items() if calls_tools(served)),
     )
 
 

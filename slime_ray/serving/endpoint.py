@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,8 @@ from slime_ray.errors import ServingError
 from slime_ray.serving.app import NAME, build
 from slime_ray.serving.gateway import doorway
 from slime_ray.serving.gateway.keys import Keys, check_host
+from slime_ray.serving.served import Served
+from slime_ray.serving.sources import resolve
 from slime_ray.training.cluster import at_hand, joined
 from slime_ray.training.signals import on_signal
 
@@ -58,13 +60,14 @@ def endpoint(recipe: ServingRecipe, *, say: Callable[[str], None]) -> Iterator[E
         RunError, ModelError: a source is not there.
     """
     check_host(recipe.host, Keys.load(recipe.keys))
+    models = resolve(recipe, say=say)
     serving = ray.is_initialized() and _get_global_client(raise_if_no_controller_running=False) is not None
     port = recipe.port if serving else _free_port(recipe)  # where Serve runs already, it listens
     with ExitStack() as stack:
         os.environ.setdefault(*_DOORWAY)
         with _hidden(recipe.keys.env):  # all that Ray starts inherits the environment
             stack.enter_context(at_hand())
-        running = _deploy(recipe, port=port, say=say)
+        running = _deploy(recipe, models, port=port, say=say)
         try:
             yield running
         finally:
@@ -110,11 +113,12 @@ def deploy(recipe: ServingRecipe, *, address: str, say: Callable[[str], None]) -
         ClusterError: no cluster answers at `address`.
         ServingError, RunError, ModelError: as `endpoint`; what ran before still runs.
     """
+    models = resolve(recipe, say=say)
     with joined(address):
-        return _deploy(recipe, port=recipe.port or _free_port(recipe), say=say)
+        return _deploy(recipe, models, port=recipe.port or _free_port(recipe), say=say)
 
 
-def _deploy(recipe: ServingRecipe, *, port: int, say: Callable[[str], None]) -> Endpoint:
+def _deploy(recipe: ServingRecipe, models: Sequence[Served], *, port: int, say: Callable[[str], None]) -> Endpoint:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     # On Serve that runs already this changes nothing: it stays where it listens.
     serve.start(proxy_location="HeadOnly", http_options={"host": recipe.host, "port": port})
@@ -122,15 +126,16 @@ def _deploy(recipe: ServingRecipe, *, port: int, say: Callable[[str], None]) -> 
     assert client is not None
     listening = client.http_config
     check_host(str(listening.host), Keys.load(recipe.keys))
-    application = build(recipe, say=say)
-    say(f"starting {len(recipe.models)} model{'s' if len(recipe.models) > 1 else ''}")
+    application = build(recipe, models)
+    names = tuple(card.name for served in models for card in served.cards)
+    say(f"starting {', '.join(names)}")
     with _or_as_before(client):
         try:
             serve.run(application, name=NAME)
         except RuntimeError:
             raise ServingError(_why_not()) from None
     host = "127.0.0.1" if listening.host in ("0.0.0.0", "::", "localhost") else listening.host
-    return Endpoint(f"http://{host}:{listening.port}/v1", tuple(recipe.models))
+    return Endpoint(f"http://{host}:{listening.port}/v1", names)
 
 
 @contextmanager

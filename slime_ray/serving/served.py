@@ -49,3 +49,8 @@ class Served:
     dtype: str
     settings: ServedModelConfig
     adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """Of all that its engine serves."""
+        return (self.card, *(adapter.card for adapter in self.adapters))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import uuid
 from typing import Any, cast
 
 import openai
@@ -67,8 +68,8 @@ def test_usage_counts_the_tokens(client: openai.OpenAI) -> None:
     assert answer.model_extra is not None
     assert answer.choices[0].model_extra is not None
     assert usage.prompt_tokens == len(answer.model_extra["prompt_token_ids"])
-    assert usage.completion_tokens == len(answer.choices[0].model_extra["token_ids"]) == 24
-    assert usage.total_tokens == usage.prompt_tokens + 24
+    assert usage.completion_tokens == len(answer.choices[0].model_extra["token_ids"]) > 5
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
 
 
 @pytest.mark.parametrize("asked", [True, False, None], ids=["asked", "refused", "unsaid"])
@@ -85,7 +86,7 @@ def test_usage_can_come_with_every_chunk(client: openai.OpenAI) -> None:
     counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
     assert len(counts) == len(chunks)
     assert counts == sorted(counts)
-    assert counts[-1] == 24
+    assert [chunk.usage for chunk in chunks][-1] == chat(client).usage
 
 
 def test_several_choices(client: openai.OpenAI) -> None:
@@ -119,7 +120,8 @@ def test_logprobs_are_a_distribution(client: openai.OpenAI) -> None:
     content = answer.choices[0].logprobs
     assert content is not None
     assert content.content is not None
-    assert len(content.content) == 24
+    assert answer.usage is not None
+    assert len(content.content) == answer.usage.completion_tokens
     for token in content.content:
         values = [top.logprob for top in token.top_logprobs]
         assert values == sorted(values, reverse=True)
@@ -134,8 +136,10 @@ def test_logprobs_of_a_stream_are_those_of_the_answer(client: openai.OpenAI) -> 
     chunks = streamed(client, logprobs=True, top_logprobs=2)
     parts = [choice.logprobs for chunk in chunks for choice in chunk.choices if choice.logprobs]
     assert whole is not None
-    tokens = [(token.token, token.logprob) for part in parts for token in part.content or []]
-    expected = [(token.token, token.logprob) for token in whole.content or []]
+    # Where tools may be called, vLLM passes over tokens without a text of their own in a stream.
+    tokens = [(token.token, token.logprob) for part in parts for token in part.content or [] if token.token]
+    expected = [(token.token, token.logprob) for token in whole.content or [] if token.token]
+    assert len(expected) > 5
     assert [token for token, _ in tokens] == [token for token, _ in expected]
     assert [value for _, value in tokens] == pytest.approx([value for _, value in expected], abs=1e-4)
 
@@ -201,7 +205,7 @@ def test_models_show_their_lineage(client: openai.OpenAI, serving: Serving) -> N
 # What is asked for -> the client's exception, and what its message says.
 _WRONG: dict[str, tuple[dict[str, Any], type[openai.APIStatusError], list[str]]] = {
     "model": ({"model": "tiny/other"}, openai.NotFoundError, ["no such model", MODEL]),
-    "content": ({"messages": [{"role": "user", "content": {}}]}, openai.BadRequestError, ["messages"]),
+    "no role": ({"messages": [{"content": "red"}]}, openai.BadRequestError, ["messages"]),
     "messages": ({"messages": "red"}, openai.BadRequestError, ["messages"]),
     "no messages": ({"messages": []}, openai.BadRequestError, []),
     "temperature": ({"temperature": -1}, openai.BadRequestError, ["temperature"]),
@@ -254,14 +258,15 @@ def test_a_wrong_key_raises(serving: Serving, key: str) -> None:
 
 
 def test_a_request_keeps_its_id(client: openai.OpenAI, serving: Serving) -> None:
-    raw = client.chat.completions.with_raw_response.create(**GREEDY, extra_headers={"x-request-id": "asked-for-7"})
-    assert raw.headers["x-request-id"] == raw.request_id == "asked-for-7"
-    assert "asked-for-7" in raw.parse().id
+    known = f"asked-for-{uuid.uuid4().hex}"
+    raw = client.chat.completions.with_raw_response.create(**GREEDY, extra_headers={"x-request-id": known})
+    assert raw.headers["x-request-id"] == raw.request_id == known
+    assert known in raw.parse().id
     assert raw.headers["content-type"] == "application/json"
-    (line,) = [line for line in serving.logged() if line["request_id"] == "asked-for-7"]
+    (line,) = [line for line in serving.logged() if line["request_id"] == known]
     usage = raw.parse().usage
     assert usage is not None
-    assert (line["prompt_tokens"], line["completion_tokens"]) == (usage.prompt_tokens, 24)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (usage.prompt_tokens, usage.completion_tokens)
     assert (line["key"], line["model"], line["status"], line["outcome"]) == ("first", MODEL, 200, "ok")
 
 
