@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,8 +68,6 @@ def placed(models: Sequence[Served], *, say: Callable[[str], None]) -> Sequence[
     """As many of the first models as the cluster has room for, at least one; `say` is told why not all."""
     from slime_ray.serving.engine import fits
 
-    # Ray's packages for language models turn it up for all of this process.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     until = time.monotonic() + _FREED_S
     while (problem := fits(models)) is not None and time.monotonic() < until:
         time.sleep(_LOOK_S)

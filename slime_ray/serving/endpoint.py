@@ -120,6 +120,8 @@ def deploy(recipe: ServingRecipe, *, address: str, say: Callable[[str], None]) -
 
 def _deploy(recipe: ServingRecipe, models: Sequence[Served], *, port: int, say: Callable[[str], None]) -> Endpoint:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    for library in ("httpx", "httpx2"):  # importing Ray's ingress has the root logger show every request made here
+        logging.getLogger(library).setLevel(logging.WARNING)
     # On Serve that runs already this changes nothing: it stays where it listens.
     serve.start(proxy_location="HeadOnly", http_options={"host": recipe.host, "port": port})
     client = _get_global_client()

@@ -38,15 +38,16 @@ def chat(client: openai.OpenAI, **settings: Any) -> ChatCompletion:
     return cast(Any, client.chat.completions.create)(**{**known, **settings})
 
 
-def bias_to(client: openai.OpenAI, character: str) -> dict[str, int]:
-    """A bias to the token that ends a form: at random an answer would hardly do so."""
+def bias_to(client: openai.OpenAI, *tokens: str) -> dict[str, int]:
+    """A bias to tokens that end a form, more to later ones: at random an answer would hardly do so."""
     asked = {"max_tokens": 1, "extra_body": {"return_token_ids": True}}
-    tokens = client.completions.create(model=MODEL, prompt=character, **asked)
-    return {str(cast(Any, tokens.choices[0]).prompt_token_ids[-1]): 100}
+    answers = [client.completions.create(model=MODEL, prompt=token, **asked) for token in tokens]
+    ids = [cast(Any, answer.choices[0]).prompt_token_ids[-1] for answer in answers]
+    return {str(token): 20 * number for number, token in enumerate(ids, start=1)}
 
 
 def test_json_objects_parse(client: openai.OpenAI) -> None:
-    answer = chat(client, response_format={"type": "json_object"}, logit_bias=bias_to(client, "}"))
+    answer = chat(client, response_format={"type": "json_object"}, logit_bias=bias_to(client, "}", "<|end|>"))
     assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
     assert answer.choices[0].finish_reason == "stop"
 
@@ -81,7 +82,8 @@ def test_a_named_tool_is_called(client: openai.OpenAI) -> None:
 
 
 def test_some_tool_is_called_where_one_is_required(client: openai.OpenAI) -> None:
-    answer = chat(client, tools=[WEATHER], tool_choice="required", max_tokens=128, logit_bias=bias_to(client, "]"))
+    bias = bias_to(client, "]", "<|end|>")
+    answer = chat(client, tools=[WEATHER], tool_choice="required", logit_bias=bias)
     (call,) = cast(Any, answer.choices[0].message.tool_calls)
     assert call.function.name == "weather"
     assert_place(call.function.arguments)
