@@ -276,7 +276,7 @@ def running(folder: Path) -> Iterator[Serving]:
     log = folder / "printed.txt"
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment["SLIME_RAY_API_KEYS"] = f"{VARIABLE}={keys[VARIABLE]}"
-    environment.pop("RAY_ADDRESS", None)
+    environment["RAY_ADDRESS"] = "local"  # no cluster of somebody else's, nor one that was killed and is still named
     with log.open("wb") as output:
         command = [sys.executable, "-c", COMMAND, "serve", str(write_serving(folder))]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)

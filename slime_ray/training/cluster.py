@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from slime_ray.storage import remove, write_text
 
 # Between looks at which nodes the cluster is about to take away.
 _PREEMPTION_LOOK_S = 5.0
+_CONNECT_S = 2.0
 # Gauges by the metric that they show.
 _GAUGES = {
     "step": ("slime_ray_step", "optimizer steps done"),
@@ -46,8 +48,22 @@ def at_hand() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with _initialized({"include_dashboard": False}, named=f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS', '')!r}"):
+    # What `ray start` noted on this machine outlives a cluster that was killed, and Ray would wait for it.
+    own = {} if "RAY_ADDRESS" in os.environ or _noted_cluster_lives() else {"address": "local"}
+    given = os.environ.get("RAY_ADDRESS", "")
+    with _initialized({"include_dashboard": False, **own}, named=f"RAY_ADDRESS = {given!r}"):
         yield
+
+
+def _noted_cluster_lives() -> bool:
+    from ray._private.utils import read_ray_address
+
+    host, _, port = (read_ray_address() or "").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextmanager
