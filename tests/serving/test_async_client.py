@@ -12,7 +12,7 @@ from tests.served import LIMITS, MODEL, Serving
 from tests.serving.conftest import AsyncCalls
 
 GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 16}
-LONG: dict[str, Any] = {**GREEDY, "max_tokens": LIMITS["max_tokens"], "extra_body": {"ignore_eos": True}}
+LONG: dict[str, Any] = {"model": MODEL, "max_tokens": LIMITS["max_tokens"], "extra_body": {"ignore_eos": True}}
 
 
 def messages(number: int) -> list[Any]:

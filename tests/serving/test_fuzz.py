@@ -37,6 +37,7 @@ junk = st.recursive(
     max_leaves=6,
 )
 _small = st.integers(0, 4)
+_lengths = st.sampled_from([-1, 0, 1, 3, 8, 257])
 _ids = st.lists(st.integers(0, 399), min_size=1, max_size=6)
 _schema = st.sampled_from(
     [
@@ -115,7 +116,7 @@ _COMMON: dict[str, st.SearchStrategy[Any]] = {
         st.sampled_from(["3", "399", "400", "-1", "x", ""]), st.floats(-200, 200), max_size=3
     ),
     "min_tokens": _small,
-    "max_tokens": st.integers(-1, 130),
+    "max_tokens": _lengths,
     "ignore_eos": st.booleans(),
     "echo": st.booleans(),
     "best_of": _small,
@@ -151,7 +152,7 @@ _CHAT: dict[str, st.SearchStrategy[Any]] = {
     "messages": st.lists(_message, max_size=4),
     "logprobs": st.booleans(),
     "top_logprobs": st.integers(-2, 21),
-    "max_completion_tokens": st.integers(-1, 130),
+    "max_completion_tokens": _lengths,
     "tools": st.lists(_tool, max_size=2),
     "tool_choice": st.sampled_from(["none", "auto", "required", "x"])
     | st.builds(lambda name: {"type": "function", "function": {"name": name}}, st.sampled_from(["weather", "other"])),
@@ -218,6 +219,8 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_no_request_is_a_fault_of_ours(serving: Serving, runner: asyncio.Runner) -> None:
     seen: Counter[int] = Counter()
     client = httpx2.AsyncClient(
