@@ -142,7 +142,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112, Ray's name
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 

@@ -74,10 +74,11 @@ class Witness:
         """For an asynchronous client."""
         return _AsyncTransport(self)
 
-    def note(self, response: httpx2.Response) -> None:
+    def note(self, request: httpx2.Request, response: httpx2.Response) -> None:
         """Keep the head of a response, and the id that its request had."""
         self.bodies.append(b"\n".join(name + b": " + value for name, value in response.headers.raw))
-        self.asked.add(response.headers["x-request-id"])
+        if request.url.path != "/health":  # probes are not logged
+            self.asked.add(response.headers["x-request-id"])
 
 
 class _Transport(httpx2.HTTPTransport):
@@ -87,7 +88,7 @@ class _Transport(httpx2.HTTPTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         response = super().handle_request(request)
-        self._witness.note(response)
+        self._witness.note(request, response)
         assert isinstance(response.stream, httpx2.SyncByteStream)
         response.stream = _Seen(response.stream, self._witness)
         return response
@@ -100,7 +101,7 @@ class _AsyncTransport(httpx2.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         response = await super().handle_async_request(request)
-        self._witness.note(response)
+        self._witness.note(request, response)
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         response.stream = _AsyncSeen(response.stream, self._witness)
         return response

@@ -27,7 +27,7 @@ def evaluate(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask nothing; show what is left to ask and pay.")] = False,
 ) -> None:
-    """Ask models, judge their answers and report; what was asked before is not asked again."""
+    """Ask models, judge their answers, report (alone: answer, judge, report); nothing is asked twice."""
     settings = load_evaluation(recipe, overrides or [])
     if dry_run:
         _dry_run(settings)
@@ -41,7 +41,7 @@ def evaluate(
     print(folder.path / "report.html")
 
 
-@app.command()
+@app.command(hidden=True)  # the list of commands has to fit one screen, and evaluate does both
 def answer(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Ask the models of a recipe, and print the folder of their answers."""
     from slime_ray.evaluation import evaluate
@@ -49,7 +49,7 @@ def answer(recipe: RecipeFile, overrides: Overrides = None) -> None:
     print(evaluate.answer(load_evaluation(recipe, overrides or [])).answers)
 
 
-@app.command()
+@app.command(hidden=True)
 def judge(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Judge the answers that are there, and print the folder of the judgments."""
     from slime_ray.evaluation import evaluate
