@@ -42,15 +42,15 @@ def serve(
 
     sources, overrides = _parted(arguments)
     recipe = recipe_of(sources, [*overrides, *(["force=true"] if force else [])])
-    from slime_ray.serving.endpoint import (
-        deploy,
-        serve_until_stopped,
-    )  # loads ray: after the recipe was found to be one
+    # Loads ray: after the recipe was found to be one.
+    from slime_ray.serving.endpoint import deploy, serve_until_stopped
+    from slime_ray.serving.gateway.keys import Keys
 
+    keyed = Keys.load(recipe.keys).required
     if address is None:
-        serve_until_stopped(recipe, say=_say, ready=_show)
+        serve_until_stopped(recipe, say=_say, ready=lambda running: _show(running, keyed=keyed))
     else:
-        _show(deploy(recipe, address=address, say=_say))
+        _show(deploy(recipe, address=address, say=_say), keyed=keyed)
 
 
 @app.command()
@@ -154,14 +154,15 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _show(endpoint: Endpoint) -> None:
-    """Print where an endpoint answers, what it serves, and how it is asked."""
+def _show(endpoint: Endpoint, *, keyed: bool) -> None:
+    """Print where an endpoint answers, what it serves, and how it is asked; with a key from `chat`'s own variable."""
     first = endpoint.models[0]
     body = f'{{"model": "{first}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    key = ' -H "Authorization: Bearer $SLIME_RAY_API_KEY"' if keyed else ""
     lines = [
         endpoint.base_url,
         *(f"  {model}" for model in endpoint.models),
         f"slime-ray chat {shlex.quote(first)} --url {endpoint.base_url}",
-        f"curl {endpoint.base_url}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+        f"curl {endpoint.base_url}/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}",
     ]
     print("\n".join(lines), flush=True)

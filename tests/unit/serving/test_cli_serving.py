@@ -91,13 +91,15 @@ def test_a_mistake_with_keys_prints_no_key(run: Run, command: list[str], words: 
 
 
 def test_what_is_printed_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
-    _show(Endpoint("http://127.0.0.1:8123/v1", ("tiny/slime", "base")))
+    _show(Endpoint("http://127.0.0.1:8123/v1", ("tiny/slime", "base")), keyed=False)
     url, first, second, chat, curl = capsys.readouterr().out.splitlines()
     assert (url, first, second) == ("http://127.0.0.1:8123/v1", "  tiny/slime", "  base")
     assert shlex.split(chat) == ["slime-ray", "chat", "tiny/slime", "--url", url]
     words = shlex.split(curl)
     assert words[:2] == ["curl", f"{url}/chat/completions"]
     assert json.loads(words[-1])["model"] == "tiny/slime"
+    _show(Endpoint(url, ("base",)), keyed=True)
+    assert '-H "Authorization: Bearer $SLIME_RAY_API_KEY"' in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.parent.name for path in RECIPES])
