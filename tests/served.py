@@ -177,6 +177,15 @@ class Serving:
         """The lines of the request log."""
         return [json.loads(line) for line in (self.folder / "requests.jsonl").read_bytes().splitlines()]
 
+    def line_of(self, request_id: str, *, timeout_s: float = 5) -> dict[str, Any]:
+        """A request's line, which is written just after its answer's end."""
+        deadline = time.monotonic() + timeout_s
+        while not (found := [line for line in self.logged() if line["request_id"] == request_id]):
+            assert time.monotonic() < deadline, f"no line for {request_id}"
+            time.sleep(0.05)
+        (line,) = found
+        return line
+
     def headers(self, key: str = "first") -> dict[str, str]:
         """What a request with a key has."""
         return {"authorization": f"Bearer {self.keys[key]}"}

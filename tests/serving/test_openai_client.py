@@ -263,7 +263,7 @@ def test_a_request_keeps_its_id(client: openai.OpenAI, serving: Serving) -> None
     assert raw.headers["x-request-id"] == raw.request_id == known
     assert known in raw.parse().id
     assert raw.headers["content-type"] == "application/json"
-    (line,) = [line for line in serving.logged() if line["request_id"] == known]
+    line = serving.line_of(known)
     usage = raw.parse().usage
     assert usage is not None
     assert (line["prompt_tokens"], line["completion_tokens"]) == (usage.prompt_tokens, usage.completion_tokens)
