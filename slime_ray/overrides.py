@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -61,12 +61,26 @@ def recipe_name(path: Path) -> str:
 def _load(path: Path, overrides: Sequence[str], model: type[_Model]) -> _Model:
     values = _read_toml(path)
     for override in overrides:
-        _apply(values, override)
+        put(values, override)
     values["name"] = values.get("name") or recipe_name(path)
+    return validated(values, model, where=str(path))
+
+
+def validated(values: Mapping[str, Any], model: type[_Model], *, where: str) -> _Model:
+    """Settings of which no file has to exist, as a recipe of some kind.
+
+    Args:
+        values: tables and values, as TOML has them.
+        model: of the recipe.
+        where: what the sentence of an error begins with.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is of the wrong type or range.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error, model)}") from None
+        raise ConfigError(f"{where}: {_sentence(error, model)}") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -84,7 +98,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def put(values: dict[str, Any], override: str) -> None:
+    """Put one `dotted.key=value` into tables of settings.
+
+    Raises:
+        ConfigError: it is not of this form, or a part of its key is a value already.
+    """
     key, _, text = override.partition("=")
     keys, table = _keys(key.strip(), override), values
     for depth, part in enumerate(keys[:-1], start=1):

@@ -174,16 +174,22 @@ class Serving:
         return (self.folder / "printed.txt").read_bytes()
 
     def logged(self) -> list[dict[str, Any]]:
-        """The lines of the request log."""
-        return [json.loads(line) for line in (self.folder / "requests.jsonl").read_bytes().splitlines()]
+        """The lines of the request log, which is there from the first one on."""
+        log = self.folder / "requests.jsonl"
+        return [json.loads(line) for line in log.read_bytes().splitlines()] if log.exists() else []
 
-    def line_of(self, request_id: str, *, timeout_s: float = 5) -> dict[str, Any]:
-        """A request's line, which is written just after its answer's end."""
-        deadline = time.monotonic() + timeout_s
-        while not (found := [line for line in self.logged() if line["request_id"] == request_id]):
-            assert time.monotonic() < deadline, f"no line for {request_id}"
+    def lines_with(self, name: str, value: str, *, count: int, after: int = 0) -> list[dict[str, Any]]:
+        """So many lines of the log, without the first ones; a line is written just after its answer's end."""
+        deadline = time.monotonic() + 5
+        while len(found := [line for line in self.logged()[after:] if line[name] == value]) < count:
+            assert time.monotonic() < deadline, f"{len(found)} lines with {name} = {value}, not {count}"
             time.sleep(0.05)
-        (line,) = found
+        assert len(found) == count
+        return found
+
+    def line_of(self, request_id: str) -> dict[str, Any]:
+        """A request's line."""
+        (line,) = self.lines_with("request_id", request_id, count=1)
         return line
 
     def headers(self, key: str = "first") -> dict[str, str]:

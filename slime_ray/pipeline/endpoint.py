@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from slime_ray.config.serving import ServingRecipe
-from slime_ray.errors import ServingError
+from slime_ray.serving.port import free_port
 from slime_ray.serving.served import Served
 from slime_ray.training.signals import on_signal
 
@@ -32,16 +31,7 @@ def check(recipe: ServingRecipe) -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise ModuleNotFoundError("vllm is not installed", name="vllm")
-    if recipe.port == 0:
-        return
-    family = socket.AF_INET6 if ":" in recipe.host else socket.AF_INET
-    try:
-        socket.create_server((recipe.host, recipe.port), family=family).close()
-    except OSError as error:
-        raise ServingError(
-            f"host = {recipe.host!r}, port = {recipe.port}: cannot listen there ({error.strerror}); stop what does, or "
-            "set serve.port=0 for any that is free"
-        ) from None
+    free_port(recipe.host, recipe.port)
 
 
 @contextmanager

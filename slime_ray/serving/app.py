@@ -27,7 +27,7 @@ from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
 from slime_ray.config.serving import LimitsConfig, RequestLogConfig, ServingRecipe
 from slime_ray.serving.engine import calls_tools, check_room, engine_deployment, is_running, version_of
-from slime_ray.serving.failures import engine_lost, refusal_in_stream, refusal_of
+from slime_ray.serving.failures import engine_lost, is_cancellation, refusal_in_stream, refusal_of
 from slime_ray.serving.gateway.app_errors import exception_handlers
 from slime_ray.serving.gateway.keys import Keys, check_host
 from slime_ray.serving.gateway.limits import RETRY_AFTER_S
@@ -49,6 +49,7 @@ _ROUTES: dict[str, Callable[[FastAPI], Callable[..., Any]]] = {
 }
 _HEALTH_WAIT_S = 5.0
 _REPLACED_LOOK_S = 0.5
+_GOODBYE_S = 2.0
 _FENCE = 1024  # requests that an ingress has at once beyond those that have a place, and that the proxy keeps for it
 
 
@@ -233,6 +234,9 @@ class Ingress(OpenAiIngress):
                     yield events
             whole = True
         except Exception as error:
+            if is_cancellation(error):
+                # Ray may tell the engine that the client left before it tells us, which cancels this request here.
+                await asyncio.sleep(_GOODBYE_S)
             raise refusal_of(error) from error
         finally:
             if not whole:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from slime_ray.errors import ServingError
 from slime_ray.serving.app import NAME, build
 from slime_ray.serving.gateway import doorway
 from slime_ray.serving.gateway.keys import Keys, check_host
+from slime_ray.serving.port import free_port
 from slime_ray.serving.served import Served
 from slime_ray.serving.sources import resolve
 from slime_ray.training.cluster import at_hand, joined
@@ -62,7 +62,7 @@ def endpoint(recipe: ServingRecipe, *, say: Callable[[str], None]) -> Iterator[E
     check_host(recipe.host, Keys.load(recipe.keys))
     models = resolve(recipe, say=say)
     serving = ray.is_initialized() and _get_global_client(raise_if_no_controller_running=False) is not None
-    port = recipe.port if serving else _free_port(recipe)  # where Serve runs already, it listens
+    port = recipe.port if serving else free_port(recipe.host, recipe.port)  # where Serve runs already, it listens
     with ExitStack() as stack:
         os.environ.setdefault(*_DOORWAY)
         with _hidden(recipe.keys.env):  # all that Ray starts inherits the environment
@@ -115,7 +115,7 @@ def deploy(recipe: ServingRecipe, *, address: str, say: Callable[[str], None]) -
     """
     models = resolve(recipe, say=say)
     with joined(address):
-        return _deploy(recipe, models, port=recipe.port or _free_port(recipe), say=say)
+        return _deploy(recipe, models, port=recipe.port or free_port(recipe.host, recipe.port), say=say)
 
 
 def _deploy(recipe: ServingRecipe, models: Sequence[Served], *, port: int, say: Callable[[str], None]) -> Endpoint:
@@ -222,17 +222,3 @@ def _reason(message: str) -> str:
 
 def _log_folder() -> str:
     return f"{worker._global_node.get_session_dir_path()}/logs" if worker._global_node else "Ray's session"
-
-
-def _free_port(recipe: ServingRecipe) -> int:
-    """The recipe's port, or, for 0, one that is free; a taken one is refused before anything is started."""
-    with socket.socket(socket.AF_INET6 if ":" in recipe.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((recipe.host, recipe.port))
-        except OSError as error:
-            raise ServingError(
-                f"host = {recipe.host!r}, port = {recipe.port}: cannot listen there ({error.strerror}); "
-                "stop what does, or set port=0 for any that is free"
-            ) from None
-        return int(probe.getsockname()[1])

@@ -18,13 +18,19 @@ from slime_ray.serving.gateway.refusal import Refusal
 _AGAIN = {"retry-after": str(RETRY_AFTER_S)}
 _INVALID = "invalid_request"
 _DEAD = frozenset(str(kind()) for kind in VLLM_FATAL_ERRORS)
-_GONE = (RayActorError, DeploymentUnavailableError, RequestCancelledError, TaskCancelledError, *VLLM_FATAL_ERRORS)
+_CANCELLED = (RequestCancelledError, TaskCancelledError)
+_GONE = (RayActorError, DeploymentUnavailableError, *_CANCELLED, *VLLM_FATAL_ERRORS)
 
 
 def engine_lost() -> Refusal:
     """The refusal of what only an engine that is away could answer."""
     message = "The model's engine was lost; it is being started again"
     return Refusal(503, message, code="engine_unavailable", headers=_AGAIN)
+
+
+def is_cancellation(error: Exception) -> bool:
+    """Whether Ray ended what an engine did, as it does for a client that left."""
+    return isinstance(_cause_of(error), _CANCELLED)
 
 
 def refusal_of(error: Exception | None) -> Refusal:
@@ -35,8 +41,7 @@ def refusal_of(error: Exception | None) -> Refusal:
     """
     if isinstance(error, Refusal):
         return error
-    if isinstance(error, RayTaskError):
-        error = error.cause if isinstance(error.cause, Exception) else error
+    error = _cause_of(error)
     if isinstance(error, BackPressureError):
         return Refusal(429, "The model's queue is full; ask again later", code="queue_full", headers=_AGAIN)
     if isinstance(error, _GONE):
@@ -50,6 +55,12 @@ def refusal_of(error: Exception | None) -> Refusal:
     if isinstance(error, RayError):
         return Refusal(503, "The model cannot be reached", code="engine_unavailable", headers=_AGAIN)
     return Refusal(500, "The model failed at this request", code="engine_error")
+
+
+def _cause_of(error: Exception | None) -> Exception | None:
+    if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        return error.cause
+    return error
 
 
 def refusal_in_stream(error: Mapping[str, Any]) -> Refusal:

@@ -8,11 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from slime_ray.config.serving import ServedModelConfig, ServingRecipe
 from slime_ray.errors import ConfigError
-from slime_ray.overrides import _apply, _sentence, load_serving
+from slime_ray.overrides import load_serving, put, validated
 from slime_ray.runs import all_runs, find_run
 from slime_ray.serving.adapters import engines, rank
 from slime_ray.serving.candidate import Candidate, find, folder_name, run_of
@@ -42,7 +40,7 @@ def recipe_of(arguments: Sequence[str], overrides: Sequence[str] = ()) -> Servin
         raise ConfigError("nothing to serve; expected RECIPE.toml, or runs, folders or hub names")
     settings: dict[str, Any] = {}
     for override in overrides:
-        _apply(settings, override)
+        put(settings, override)
     runs_dir = place(str(settings.get("runs_dir", ServingRecipe.model_fields["runs_dir"].default)))
     models: dict[str, str] = {}
     for argument in arguments:
@@ -57,13 +55,10 @@ def recipe_of(arguments: Sequence[str], overrides: Sequence[str] = ()) -> Servin
     for override in overrides:
         if _is_of_a_model(override):
             for name in models:
-                _apply(values, f"models.{json.dumps(name)}.{override}")
+                put(values, f"models.{json.dumps(name)}.{override}")
         else:
-            _apply(values, override)
-    try:
-        return ServingRecipe.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"the command line: {_sentence(error, ServingRecipe)}") from None
+            put(values, override)
+    return validated(values, ServingRecipe, where="the command line")
 
 
 def resolve(recipe: ServingRecipe, *, say: Callable[[str], None]) -> list[Served]:

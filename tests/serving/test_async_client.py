@@ -103,6 +103,7 @@ def test_a_client_that_tries_again_gets_all_its_answers(asynchronously: AsyncCal
         return answers
 
     asynchronously(calls, key="crowd", retries=10)
+    serving.wait_in_flight(0)
     lines = [line for line in serving.logged()[before:] if line["key"] == "crowd"]
     codes = [line["status"] for line in lines]
     assert codes.count(200) == 28

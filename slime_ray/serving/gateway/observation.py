@@ -41,7 +41,7 @@ class Observing:
             await send(message)
 
         try:
-            await self.app(scope, receive, observed)
+            await self.app(scope, _heard(receive) if self.proxied else receive, observed)
         except asyncio.CancelledError:  # so a server says that the client went away, or that it stops
             record.outcome = "gone"
             raise
@@ -52,3 +52,15 @@ class Observing:
             # Probes ask for the health every few seconds.
             logged = (record.for_health and record.outcome == "ok") or self.log.write(record)
             self.metrics.observe(record, logged=logged)
+
+
+def _heard(receive: Receive) -> Receive:
+    """A `receive` for behind Ray's proxy, whose own one may raise where the client has left, instead of saying so."""
+
+    async def heard() -> Message:
+        try:
+            return await receive()
+        except Exception:  # of Ray's, while it ends the request
+            return {"type": "http.disconnect"}
+
+    return heard

@@ -258,18 +258,23 @@ def test_no_absolute_path_remains(parts: list[str], before: str) -> None:
     assert "/".join(["", *parts]) not in scrubbed(f"{before}/{'/'.join(parts)} is not there")
 
 
-def test_a_client_that_left_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("proxied", [False, True])
+def test_a_client_that_left_is_no_fault(caplog: pytest.LogCaptureFixture, *, proxied: bool) -> None:
+    """Ray's proxy raises where other servers say so."""
+
     async def part() -> None:
         sent: list[Message] = []
 
         async def receive() -> Message:
+            if proxied:
+                raise RuntimeError("cancelled")
             return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
             sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "client": ("::1", 1)}
-        await guarded(app_that_fails())(scope, receive, send)
+        await guarded(app_that_fails(), proxied=proxied)(scope, receive, send)
         assert not sent
 
     asyncio.run(part())
