@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -50,6 +50,7 @@ _ROUTES: dict[str, Callable[[FastAPI], Callable[..., Any]]] = {
 _HEALTH_WAIT_S = 5.0
 _REPLACED_LOOK_S = 0.5
 _GOODBYE_S = 2.0
+_LOST_LOOK_S = 1.0
 _FENCE = 1024  # requests that an ingress has at once beyond those that have a place, and that the proxy keeps for it
 
 
@@ -217,12 +218,14 @@ class Ingress(OpenAiIngress):
             continuous = bool(asked and asked.continuous_usage_stats)
             body.stream_options = StreamOptions(include_usage=True, continuous_usage_stats=continuous)
         told = bool(asked and asked.include_usage)
-        engine = self._get_configured_serve_handle(await self._get_model_id(body.model))
+        model = await self._get_model_id(body.model)
+        engine = self._get_configured_serve_handle(model)
         # The engine sees the request's id, and no key.
         headers = {"x-request-id": record.request_id}
         replies, whole = getattr(engine, call_method).remote(body, RawRequestInfo(headers=headers)), False
         try:
-            async for reply in replies:
+            reply = await self._first(replies, model)
+            while reply is not None:
                 if record.prompt is not None:
                     record.answer = (record.answer or "") + text_of(reply)
                 if not isinstance(reply, list):
@@ -232,6 +235,7 @@ class Ingress(OpenAiIngress):
                     yield reply  # an error instead of a stream, which Ray's ingress raises
                 elif events := [event for event in reply if _passed_on(event, record) or told]:
                     yield events
+                reply = await anext(replies, None)
             whole = True
         except Exception as error:
             if is_cancellation(error):
@@ -241,6 +245,17 @@ class Ingress(OpenAiIngress):
         finally:
             if not whole:
                 replies.cancel()  # else the engine goes on for a client that has left
+
+    async def _first(self, replies: AsyncIterator[Any], model: str) -> Any:
+        """The first reply; an engine that is lost meanwhile is not waited for, as Ray would until it is back."""
+        reply = asyncio.ensure_future(anext(replies, None))
+        try:
+            while not (await asyncio.wait([reply], timeout=_LOST_LOOK_S))[0]:
+                if self._is_away(model):
+                    raise engine_lost()
+            return reply.result()
+        finally:
+            reply.cancel()
 
 
 def _note(usage: Any, record: Record) -> None:

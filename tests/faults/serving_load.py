@@ -163,7 +163,7 @@ class Load:
     base_url: str
     models: Sequence[str]
     tokens: int = 24
-    pause_s: float = 0.1
+    pause_s: float = 0.5
     outcomes: list[Outcome] = field(default_factory=list)
 
     def __enter__(self) -> Self:

@@ -32,7 +32,6 @@ from tests.faults.harness import wait_until
 from tests.faults.serving_load import Endpoint, Load, burst, completion, connection, count, rest, stream
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-NOT_YET = pytest.mark.skip(reason="written, and not yet seen to run to its end")
 
 ROOT, BIN = Path(__file__).parents[2], Path(sys.executable).parent
 CHANGING, STAYING = MODELS = ("changing", "staying")
@@ -289,7 +288,6 @@ def test_a_new_checkpoint_takes_over_with_no_failed_request(up: Up) -> None:
     assert engines()[STAYING] == running[STAYING]
 
 
-@NOT_YET
 def test_an_engine_and_a_replica_are_killed_under_load(up: Up) -> None:
     """Unwell at once, well again without help; nothing in between is in a form that no client reads."""
     with Load(up.base_url, MODELS) as load:
@@ -307,7 +305,6 @@ def test_an_engine_and_a_replica_are_killed_under_load(up: Up) -> None:
     assert max(out.seconds for out in load.outcomes) < 20  # none waited for the engine, and so kept a place from others
 
 
-@NOT_YET
 def test_the_only_ingress_is_killed_under_load(up: Up) -> None:
     """Ray's proxy keeps requests until it is back."""
     with Load(up.base_url, MODELS) as load:
@@ -319,7 +316,6 @@ def test_the_only_ingress_is_killed_under_load(up: Up) -> None:
     assert all(out.began < lost for out in failed), failed  # what it was working on, and nothing later
 
 
-@NOT_YET
 def test_serve_run_takes_what_runs_already(up: Up, tmp_path: Path) -> None:
     """As `serve run serve.chat:build config=RECIPE` from the root does on a cluster; equal engines are kept."""
     running = engines()
@@ -332,7 +328,6 @@ def test_serve_run_takes_what_runs_already(up: Up, tmp_path: Path) -> None:
     assert engines() == running
 
 
-@NOT_YET
 def test_sigterm_gives_answers_their_time_and_no_more(up: Up, tmp_path: Path) -> None:
     place = os.environ | {"RAY_ADDRESS": up.address}
     command = subprocess.Popen(
