@@ -1,23 +1,55 @@
-"""`make quickstart` as the README gives it, whole, in an empty folder."""
+"""`make quickstart` as the README gives it, in an empty folder: interrupted, to its end, and once more."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = Path(sys.prefix)
 NEEDED = ("Makefile", "pyproject.toml", "requirements", "jobs")
+QUICKSTART = ["make", "quickstart", f"VENV={ENVIRONMENT}"]
 
 
 def make_quickstart(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = ["make", "quickstart", f"VENV={ENVIRONMENT}"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500, check=False)
+    return subprocess.run(QUICKSTART, cwd=folder, capture_output=True, text=True, timeout=1500, check=False)
+
+
+def interrupt_while_engines_start(folder: Path) -> list[str]:
+    """What the command said; Ctrl-C reaches all that a terminal has in the foreground."""
+    log = folder / "interrupted.log"
+    with log.open("w") as err:
+        command = subprocess.Popen(
+            QUICKSTART, cwd=folder, stdout=subprocess.DEVNULL, stderr=err, start_new_session=True
+        )
+    family = psutil.Process(command.pid)
+    while command.poll() is None and not any(title.startswith("VLLM") for title in titles(family)):
+        time.sleep(0.5)
+    started = family.children(recursive=True)
+    os.killpg(command.pid, signal.SIGINT)
+    assert command.wait(120) != 0
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert [process.name() for process in alive] == []
+    return log.read_text().splitlines()
+
+
+def titles(family: psutil.Process) -> list[str]:
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in family.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 @pytest.mark.slow
@@ -30,14 +62,17 @@ def test_quickstart_trains_judges_and_finds_its_stages_again(tmp_path: Path) -> 
         source = ROOT / name
         shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy2(source, tmp_path / name)
 
-    first = make_quickstart(tmp_path)
-    assert first.returncode == 0, first.stderr
+    said = interrupt_while_engines_start(tmp_path)
+    assert "interrupted; what was finished is kept, the same command goes on" in said, said
     runs = tmp_path / "runs" / "quickstart"
     folders = {name: next(runs.glob(f"{name}-????????")) for name in ("sft", "sft-continued", "slime")}
+    written = {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in folders.values()}
+
+    first = make_quickstart(tmp_path)
+    assert first.returncode == 0, first.stderr
     for folder in folders.values():
-        assert (folder / "manifest.json").is_file()
         assert (folder / "metrics.png").stat().st_size > 10_000
-        assert f"train: {folder} is there" in first.stderr.splitlines()
+        assert f"train: {folder} is there" in said
         assert json.loads((folder / "certificate.json").read_text())["passed"]
     report = json.loads((tmp_path / "evaluations" / "quickstart" / "evaluate" / "report.json").read_text())
     # 200 questions, of which 24 have two turns.
@@ -76,7 +111,6 @@ def test_quickstart_trains_judges_and_finds_its_stages_again(tmp_path: Path) -> 
     assert (run / "best" / "model.safetensors").is_file()
     assert not (run / "manifest.json").exists()
 
-    written = {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in folders.values()}
     again = make_quickstart(tmp_path)
     assert again.returncode == 0, again.stderr
     assert {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in folders.values()} == written

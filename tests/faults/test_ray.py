@@ -40,6 +40,7 @@ def workers_of(driver: int) -> list[psutil.Process]:
     return [process for process in children if "RayTrainWorker" in " ".join(process.cmdline())]
 
 
+@pytest.mark.slow
 def test_a_worker_exits_one_hangs_and_one_freezes(
     recipe: Path, place: str, start: Start, two_workers: Run, tmp_path: Path
 ) -> None:

@@ -219,7 +219,6 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_no_request_is_a_fault_of_ours(serving: Serving, runner: asyncio.Runner) -> None:
     seen: Counter[int] = Counter()
