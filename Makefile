@@ -70,5 +70,5 @@ ONLY_CPU := grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' \
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet uv
-	$(COMPILE) pyproject.toml --extra train --extra evaluate --extra serve-cpu --group dev | $(ONLY_CPU) > requirements/cpu.lock
+	$(COMPILE) pyproject.toml --extra train --extra evaluate --extra search --extra serve-cpu --group dev | $(ONLY_CPU) > requirements/cpu.lock
 	$(COMPILE) <(echo $(TRL)) | $(ONLY_CPU) > requirements/trl.lock
