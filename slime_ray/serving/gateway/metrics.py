@@ -6,8 +6,6 @@ Labels take values of closed sets only: names of models that are served, names o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -56,9 +54,7 @@ class _Instruments:
 class Metrics:
     """Counts requests that are over."""
 
-    def __init__(self, models: Iterable[str]) -> None:
-        """Count for these models; all others are one."""
-        self.models = frozenset(models)
+    def __init__(self) -> None:
         self._made: _Instruments | None = None
 
     @property
@@ -70,7 +66,7 @@ class Metrics:
     def observe(self, record: Record, *, logged: bool) -> None:
         """Count one request, and whether its line in the log was lost."""
         count = self._instruments
-        model = _NONE if record.model is None else record.model if record.model in self.models else "other"
+        model = record.model or _NONE
         key = record.key or _NONE
         status = str(record.status or _NONE)
         count.requests.labels(model, key, record.route, status).inc()

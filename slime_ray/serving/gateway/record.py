@@ -31,7 +31,7 @@ class Record:
         request_id: the client's X-Request-Id if it is well formed, else one made here.
         key: the name of the API key; None where none was given, was needed, or was right.
         route: one of `ROUTES`, `MODEL_ROUTE` or `OTHER`.
-        model: set by the handler, as the client calls it.
+        model: set by the handler once it knows that there is such a model, so of a closed set of names.
         stream: set by the handler before it answers.
         status: of the response; None while there is none, and for a client that went away before it.
         prompt_tokens, completion_tokens: set by the handler, over all choices.

@@ -23,7 +23,7 @@ class Gateway:
     def __init__(self, app: ASGIApp, *, recipe: ServingRecipe, keys: Keys, proxied: bool) -> None:
         """See `gateway`."""
         self.traffic = Traffic(recipe.limits, replicas=recipe.ingress_replicas)
-        metrics = Metrics(recipe.models)
+        metrics = Metrics()
         # From the inside out. A body is read only for someone who may ask and has a place.
         attended = Attending(app, limits=recipe.limits)
         inner: ASGIApp = Reading(attended, limits=recipe.limits)
@@ -66,7 +66,7 @@ def gateway(app: ASGIApp, *, recipe: ServingRecipe, keys: Keys, proxied: bool) -
 
     Args:
         app: with the routes of the OpenAI API and /health; its errors come out right with `exception_handlers`.
-        recipe: limits, log, origins, names of models. Each of `ingress_replicas` keeps its share of the limits.
+        recipe: limits, log, origins. Each of `ingress_replicas` keeps its share of the limits.
         keys: who may ask.
         proxied: whether a server in front adds X-Request-Id to every response, as Ray Serve's proxy does.
     """
