@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
@@ -36,6 +36,7 @@ MOST_TOKENS = 16384
 # What is left free of a machine's memory, or of a GPU's: other programs, what allocators cannot use.
 _SPARE = 0.1
 _PROBED_VOCABULARY = 8192
+_GROUPED = torch.ops.aten._grouped_mm.default
 
 MakeModel = Callable[[], PreTrainedModel]
 
@@ -266,7 +267,12 @@ class _Live(TorchDispatchMode):
         return self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        if func is _GROUPED and isinstance(args[0], FakeTensor):
+            # Without numbers, torch knows the experts' product in bfloat16 alone.
+            left, right, *others = args
+            result = func(left.bfloat16(), right.bfloat16(), *others, **(kwargs or {})).to(left.dtype)
+        else:
+            result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
                 self._count(tensor.untyped_storage())

@@ -81,6 +81,7 @@ def real_peak(recipe: Recipe, tokens: int, *, checkpointing: bool) -> tuple[int,
         pytest.param("llama", {"training": {"layout": "padded"}}, False, id="padded"),
         pytest.param("gemma2", {"lora": LORA}, False, id="windows and caps"),
         pytest.param("gpt2", {}, False, id="learnt positions"),
+        pytest.param("mixtral", {}, False, id="experts"),
     ],
 )
 def test_a_step_takes_what_it_is_said_to_take(
