@@ -49,6 +49,10 @@ class ServingError(SlimeRayError):
     """An endpoint cannot be brought up: no room, a refused checkpoint, no key, a taken port."""
 
 
+class StudyError(SlimeRayError):
+    """A study cannot be begun or gone on with, or none of its trials came to an end."""
+
+
 class NonFiniteError(SlimeRayError):
     """A loss or gradient was not finite; it was not applied."""
 

@@ -14,6 +14,7 @@ from slime_ray.config.evaluation import EvaluationRecipe
 from slime_ray.config.pipeline import PipelineRecipe
 from slime_ray.config.recipe import Recipe
 from slime_ray.config.serving import ServingRecipe
+from slime_ray.config.study import StudyRecipe
 from slime_ray.errors import ConfigError
 
 _RECIPES_ROOT = ("jobs", "recipes")
@@ -47,6 +48,16 @@ def load_serving(path: str | Path, overrides: Sequence[str] = ()) -> ServingReci
 def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> PipelineRecipe:
     """Read a pipeline's recipe in the same way; raises as `load_recipe`."""
     return _load(Path(path), overrides, PipelineRecipe)
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyRecipe:
+    """Read a study's recipe in the same way; the recipes that it names are relative to its file. Raises alike."""
+    study, folder = _load(Path(path), overrides, StudyRecipe), Path(path).parent
+    judge = study.judge
+    if judge is not None:
+        places = {"serve": str(folder / judge.serve), "evaluate": str(folder / judge.evaluate)}
+        judge = judge.model_copy(update=places)
+    return study.model_copy(update={"recipe": str(folder / study.recipe), "judge": judge})
 
 
 def recipe_name(path: Path) -> str:

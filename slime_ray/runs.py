@@ -34,8 +34,10 @@ from slime_ray.storage import (
 # As a glob pattern: what a run's name ends with.
 _HASH_DIGITS = "[0-9a-f]" * 8
 
-EventKind = Literal["started", "resumed", "warning", "worker lost", "interrupted", "stopped", "failed", "finished"]
-State = Literal["running", "interrupted", "stopped", "failed", "finished"]
+EventKind = Literal[
+    "started", "resumed", "warning", "worker lost", "interrupted", "stopped", "failed", "finished", "discarded"
+]
+State = Literal["running", "interrupted", "stopped", "failed", "finished", "discarded"]
 
 
 class Event(BaseModel):
@@ -112,12 +114,13 @@ class Run:
         if held_by(self.lease) is not None:
             return "running"
         ending = self.ending()
-        return ending.kind if ending is not None and ending.kind in ("stopped", "failed") else "interrupted"
+        told = ending.kind if ending is not None else ""
+        return told if told in ("stopped", "failed", "discarded") else "interrupted"
 
     def ending(self) -> Event | None:
         """How the last command that trained the run ended, None if that was not told: it was killed, or is at work."""
         for event in reversed(self.events()):
-            if event.kind in ("stopped", "failed", "interrupted", "finished"):
+            if event.kind in ("stopped", "failed", "interrupted", "finished", "discarded"):
                 return event
             if event.kind in ("started", "resumed"):
                 break
@@ -171,6 +174,16 @@ class Run:
             for path in self.folder.iterdir():
                 if path != self.lease:
                     remove(path)
+
+    def discard(self, reason: str) -> None:
+        """Remove the run's weights and what it could go on from, and say so; the caller holds the lease.
+
+        Its settings, lineage, metrics and events stay. It counts as not finished: nobody finds it as a model, and the
+        same recipe trains it anew.
+        """
+        self.note("discarded", reason)
+        for path in (self.folder / "manifest.json", self.final, self.best, self.checkpoints):
+            remove(path)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""

@@ -29,8 +29,8 @@ STEPS: list[set[str]] = [
     {"training"},
     {"training.fit"},
     {"serving"},
-    {"search"},
     {"pipeline"},
+    {"search"},
     {"submission"},
     {"cli"},
     # An entry point of a job is the command line with its subcommand given.
@@ -39,7 +39,11 @@ STEPS: list[set[str]] = [
     {"slime_ray"},
 ]
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
-KNOWS_RAY = ("training.fit", "training.cluster", "search.study", "serving", "pipeline", "submission", "jobs", "serve")
+KNOWS_OPTUNA = ("search.proposals", "search.importance")
+KNOWS_RAY = (
+    *("training.fit", "training.cluster", "search.tuning", "search.trial"),
+    *("serving", "pipeline", "submission", "jobs", "serve"),
+)
 
 
 def modules() -> dict[str, Path]:
@@ -101,6 +105,7 @@ def test_imports_point_one_way(module: str, path: Path) -> None:
 def test_who_may_import_what(module: str, path: Path) -> None:
     imported = {name.partition(".")[0] for name, _ in imports(module, path)}
     assert "ray" not in imported or named(module, *KNOWS_RAY)
+    assert "optuna" not in imported or named(module, *KNOWS_OPTUNA)
     if named(module, "evaluation"):
         assert not imported & {"torch", "ray"}
     if named(module, "objectives"):
@@ -127,8 +132,9 @@ EVALUATION = [module for module, _ in MODULES if named(module, "evaluation")]
         (["slime_ray.runs", "slime_ray.model.source", "slime_ray.training.stage"], ["torch", "ray"]),
         (["slime_ray.training.fit"], ["torch", "ray"]),
         (EVALUATION, ["torch", "ray"]),
+        (["slime_ray.search.loading", "slime_ray.search.space", "slime_ray.search.bench"], ["torch", "ray", "optuna"]),
     ],
-    ids=["the command", "inspect", "runs", "a finished stage", "evaluation"],
+    ids=["the command", "inspect", "runs", "a finished stage", "evaluation", "a study"],
 )
 def test_importing_loads_nothing_heavy(names: list[str], absent: list[str]) -> None:
     code = f"import sys, {', '.join(names)}; print([name for name in {absent!r} if name in sys.modules])"

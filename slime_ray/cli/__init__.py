@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from slime_ray.cli import evaluation, pipeline, serving, training
+from slime_ray.cli import evaluation, pipeline, search, serving, training
 from slime_ray.errors import Interrupted, SlimeRayError
 
 app = typer.Typer(
@@ -20,11 +20,13 @@ app.add_typer(training.app)
 app.add_typer(evaluation.app)
 app.add_typer(serving.app)
 app.add_typer(pipeline.app)
+app.add_typer(search.app)
 
 # The extras without which the wheel still inspects data and reads recipes.
 _EXTRAS = {
     "training": ("train", {"torch", "ray", "peft", "matplotlib", "safetensors"}),
     "evaluating": ("evaluate", {"openai", "scipy", "numpy", "sacrebleu"}),
+    "searching": ("search", {"optuna"}),
     "serving": ("serve", {"vllm", "fastapi", "starlette", "prometheus_client"}),
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 keys = typer.Typer(no_args_is_help=True, help="Who may ask an endpoint: a file of names and hashes of keys.")
-app.add_typer(keys, name="keys")
+app.add_typer(keys, name="keys", hidden=True)  # one screen for the commands; serve names it where keys are needed
 
 KeyName = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 KeyFile = Annotated[Path, typer.Option("--file", dir_okay=False, help="What the endpoint's recipe has as keys.file.")]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 quickstart = typer.Typer(no_args_is_help=True, help="What `make quickstart` starts from.")
-app.add_typer(quickstart, name="quickstart")
+app.add_typer(quickstart, name="quickstart", hidden=True)  # the list of commands has to fit one screen
 
 RunsDir = Annotated[str, typer.Option(help="Where run folders are kept: a folder or an fsspec URL.")]
 

@@ -78,12 +78,36 @@ def load(path: Path, overrides: Sequence[str]) -> Recipes:
     serve = load_serving(folder / pipeline.serve, by_stage["serve"])
     evaluate = load_evaluation(folder / pipeline.evaluate, by_stage["evaluate"])
     _check_order(train, path)
-    served = _served(serve, evaluate, where=folder / pipeline.evaluate)
+    where = folder / pipeline.evaluate
+    found = matched(train, serve, evaluate, certify_pairs=pipeline.certify_pairs, where=where)
+    _check_runs_dirs(train, found.serve, where=folder / pipeline.serve)
+    return found
+
+
+def matched(
+    train: tuple[Recipe, ...],
+    serve: ServingRecipe,
+    evaluate: EvaluationRecipe,
+    *,
+    certify_pairs: int,
+    where: Path,
+) -> Recipes:
+    """Recipes of which it is known which served model is asked under which name.
+
+    Args:
+        train, serve, evaluate: as they were written.
+        certify_pairs: that a certificate is made from.
+        where: the evaluation's file.
+
+    Raises:
+        ConfigError: the endpoint serves none of the evaluation's models, or would not let it in.
+        ServingError: the host needs keys, and there are none.
+    """
+    served = _served(serve, evaluate, where=where)
     asked = {name: serve.models[name] for name in serve.models if name in served.values()}
     serve = serve.model_copy(update={"models": asked})
-    _check_runs_dirs(train, serve, where=folder / pipeline.serve)
-    _check_keys(serve, {name: evaluate.models[name] for name in served}, where=folder / pipeline.evaluate)
-    return Recipes(train, serve, evaluate, served, pipeline.certify_pairs)
+    _check_keys(serve, {name: evaluate.models[name] for name in served}, where=where)
+    return Recipes(train, serve, evaluate, served, certify_pairs)
 
 
 def starting_from(recipe: Recipe, model: str) -> Recipe:

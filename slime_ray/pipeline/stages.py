@@ -56,8 +56,13 @@ def run(path: Path, overrides: Sequence[str] = (), *, say: Say) -> Outcome:
         ModuleNotFoundError: vLLM is not installed.
         Interrupted: SIGTERM or Ctrl-C came.
     """
+    return run_recipes(load(path, overrides), say=say)
+
+
+def run_recipes(recipes: Recipes, *, say: Say) -> Outcome:
+    """As `run`, with recipes that were read; without any of training, the runs that are served are there already."""
     try:
-        return _Pipeline(load(path, overrides), say).run()
+        return _Pipeline(recipes, say).run()
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what was finished is kept, the same command goes on") from None
 
@@ -122,7 +127,7 @@ class _Pipeline:
             for entry in recipe.data.train:
                 if entry not in entries or recipe.loss.kind != "sft":  # pairs as pairs, where SFT reads them too
                     entries[entry] = self.recipes.rooted(recipe)
-        if not entries:
+        if self.recipes.train and not entries:
             self.say("inspect: left out, all runs are there")
         data.look(entries, say=self.say)
 

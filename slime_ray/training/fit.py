@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ from slime_ray.training.stage import Stage, prepare, resolve
 
 if TYPE_CHECKING:
     from slime_ray.training.loop import Ending
+
+# What follows a run while it is trained; it is given what asks the run to stop after its step.
+Follow = Callable[[Callable[[], None]], AbstractContextManager[object]]
 
 # Between looks at whether elastic workers could be more.
 RESIZE_LOOK_S = 60.0
@@ -72,11 +76,21 @@ def train(recipe: Recipe, *, wait: bool = False) -> Run:
     if run.manifest() is not None:
         return run
     with disk_errors(run.folder):
-        prepared = prepare(stage)
-        return _train_held(stage, prepared, wait=wait)
+        return train_prepared(stage, prepare(stage), wait=wait)
 
 
-def _train_held(stage: Stage, prepared: PreparedData, *, wait: bool) -> Run:
+def train_prepared(stage: Stage, prepared: PreparedData, *, wait: bool = False, follow: Follow | None = None) -> Run:
+    """Train a stage whose rows are tokens already, as `train` does.
+
+    Args:
+        stage: what to train.
+        prepared: its rows.
+        wait: where another process trains this run, wait for it.
+        follow: what follows the run instead of showing on standard error how far it is.
+
+    Raises:
+        SlimeRayError: as `train`.
+    """
     run = stage.run
     with leases.acquire(run.lease, what=run.name, wait=wait, say=_say) as lease:
         if run.manifest() is None:  # whoever was waited for may have finished it
@@ -84,7 +98,7 @@ def _train_held(stage: Stage, prepared: PreparedData, *, wait: bool) -> Run:
             told = len(run.events())
             run.begin(stage.recipe, stage.lineage(), keep=_newest_step(run) is not None)
             try:
-                ending = _watched(stage, prepared, lease, told=told)
+                ending = _watched(stage, prepared, lease, told=told, follow=follow)
             except SlimeRayError as error:
                 if lease.wish != "lost":  # else the folder is another's
                     _end_badly(run, lease, error)
@@ -107,7 +121,7 @@ def _newest_step(run: Run) -> int | None:
     return complete[-1].step if complete else None
 
 
-def _watched(stage: Stage, prepared: PreparedData, lease: Lease, *, told: int) -> Ending:
+def _watched(stage: Stage, prepared: PreparedData, lease: Lease, *, told: int, follow: Follow | None) -> Ending:
     """Train, showing how far it is and what happens after the first `told` events, and heeding the wish to stop."""
 
     def stop() -> None:
@@ -115,7 +129,8 @@ def _watched(stage: Stage, prepared: PreparedData, lease: Lease, *, told: int) -
         lease.ask("stop")
 
     steps = total_steps(stage.mixture(prepared), stage.recipe.training)
-    with Progress(stage.run, steps=steps, told=told), on_signal(stop):
+    following = Progress(stage.run, steps=steps, told=told) if follow is None else follow(stop)
+    with following, on_signal(stop):
         if stage.recipe.training.num_workers == 0:
             return _train_here(stage, prepared, lease)
         # Connecting, Ray takes SIGTERM for itself.

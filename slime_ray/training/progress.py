@@ -27,6 +27,31 @@ _SHOWN = (
 )
 
 
+class NewMetrics:
+    """The lines of a run's metrics.jsonl as they are written."""
+
+    def __init__(self, run: Run) -> None:
+        """Args: the run, which need not have begun."""
+        self._path = run.metrics_file
+        self._read = (0, 0)
+
+    def lines(self) -> list[dict[str, float]]:
+        """What was written since the last look; all of it, where the file was written anew meanwhile."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return []
+        identity, position = self._read
+        if found.st_ino != identity or found.st_size < position:
+            position = 0  # written anew when the run went on from a checkpoint
+        with self._path.open("rb") as file:
+            file.seek(position)
+            written = file.read()
+        whole = written[: written.rfind(b"\n") + 1]
+        self._read = (found.st_ino, position + len(whole))
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 class Progress:
     """A context in which a thread follows a run's metrics and shows them on standard error."""
 
@@ -34,7 +59,7 @@ class Progress:
         """Args: the run whose metrics.jsonl grows, the step that it ends with, and how many events are old."""
         self._run = run
         self._steps = steps
-        self._read = (0, 0)
+        self._metrics = NewMetrics(run)
         self._told = told
         self._last: dict[str, float] | None = None
         self._ended = threading.Event()
@@ -84,19 +109,8 @@ class Progress:
 
     def _latest(self) -> dict[str, float] | None:
         """The last step's metrics; evaluations have lines of their own. Reads only what was written since."""
-        path = self._run.metrics_file
-        if path.exists():
-            found = path.stat()
-            identity, position = self._read
-            if found.st_ino != identity or found.st_size < position:
-                position = 0  # written anew when the run went on from a checkpoint
-            with path.open("rb") as file:
-                file.seek(position)
-                written = file.read()
-            whole = written[: written.rfind(b"\n") + 1]
-            self._read = (found.st_ino, position + len(whole))
-            steps = [line for line in map(json.loads, whole.splitlines()) if "loss" in line]
-            self._last = steps[-1] if steps else self._last
+        steps = [line for line in self._metrics.lines() if "loss" in line]
+        self._last = steps[-1] if steps else self._last
         return self._last
 
     def _news(self) -> list[str]:

@@ -21,7 +21,7 @@ FOLDER = ROOT / "jobs" / "recipes"
 EVALUATIONS = sorted(
     [*FOLDER.glob("mt-bench/*.toml"), *FOLDER.glob("arena-hard/*.toml"), *FOLDER.glob("*/evaluate.toml")]
 )
-SERVED = {path for name in ("serve", "pipeline") for path in FOLDER.glob(f"*/{name}.toml")}
+SERVED = {path for name in ("serve", "pipeline", "study") for path in FOLDER.glob(f"*/{name}.toml")}
 RECIPES = sorted(set(FOLDER.glob("**/*.toml")) - set(EVALUATIONS) - SERVED)
 
 # Parameters, and trained ones: of the paper's LoRA with its head in full as in the facts about its models; all of

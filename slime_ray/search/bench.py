@@ -1,0 +1,192 @@
+"""What all trials of a study share: the recipe that is varied, the held-out pairs, the objectives, the folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slime_ray.config.recipe import Recipe
+from slime_ray.config.study import Objective, StoppingConfig
+from slime_ray.errors import StudyError
+from slime_ray.overrides import validated
+from slime_ray.sealed import Sealed
+from slime_ray.search.heldout import FILE, HeldOut, read_heldout, refuse_known
+from slime_ray.search.objectives import check_reportable
+from slime_ray.search.space import merged
+from slime_ray.storage import json_hash, place
+from slime_ray.training.stage import Stage, resolve
+
+if TYPE_CHECKING:
+    from slime_ray.training.scoring import Score
+
+
+class Identity(Sealed):
+    """What a study's trials have in common, by hashes: trials of another are not to be compared with them."""
+
+    about: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One study, as its trials see it.
+
+    Attributes:
+        name: of the study.
+        folder: where it is kept.
+        values: the recipe that is varied, nested as TOML has it.
+        stage: that recipe with its model and data.
+        heldout: the parts of the held-out pairs.
+        objectives: the first one ranks.
+        max_new_tokens: where a checked answer is cut off.
+        stopping: when trials are stopped early; None: never.
+        concurrent: most trials at once; None: as many as fit.
+    """
+
+    name: str
+    folder: Path
+    values: Mapping[str, Any]
+    stage: Stage
+    heldout: HeldOut
+    objectives: tuple[Objective, ...]
+    max_new_tokens: int
+    stopping: StoppingConfig | None = None
+    concurrent: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        recipe: Recipe,
+        *,
+        studies_dir: str,
+        heldout: str,
+        objectives: tuple[Objective, ...],
+        max_new_tokens: int,
+        stopping: StoppingConfig | None = None,
+        concurrent: int | None = None,
+    ) -> Bench:
+        """Look at everything before anything is trained.
+
+        Raises:
+            SlimeRayError: the recipe's model or data is missing, held-out pairs are trained on, an objective cannot be
+                reported, or no trial could be stopped.
+        """
+        entry = str(Path(heldout).absolute()) if Path(heldout).exists() else heldout
+        parts = HeldOut.of(entry)
+        check_reportable(objectives, parts)
+        _check_stopping(recipe, stopping)
+        stage = resolve(recipe)
+        refuse_known(entry, recipe.data, stopping=stopping is not None)
+        # What a trial starts from stays what it is now, whatever is trained meanwhile.
+        values = recipe.model_dump(mode="json", exclude_unset=True)
+        if stage.source.parent is not None:
+            values = merged(values, {"model.name": f"run:{stage.source.parent}"})
+        values = merged(values, {"name": f"{name}/trial"})
+        return cls(
+            name=name,
+            folder=place(studies_dir) / name,
+            values=values,
+            stage=stage,
+            heldout=parts,
+            objectives=objectives,
+            max_new_tokens=max_new_tokens,
+            stopping=stopping,
+            concurrent=concurrent,
+        )
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that is varied."""
+        return self.stage.recipe
+
+    def trial_recipe(self, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe of a trial.
+
+        Raises:
+            ConfigError: its settings make no recipe.
+        """
+        return validated(merged(self.values, settings), Recipe, where=self.name)
+
+    def begin(self, **also: object) -> None:
+        """Make the folder, or see that the one that is there is of this study; the caller holds its lease.
+
+        Args:
+            also: what else makes studies differ, by name.
+
+        Raises:
+            StudyError: it is of another one.
+            RunError: what it says of itself was changed.
+        """
+        about = {
+            "recipe": json_hash(self.recipe.result_settings()),
+            "data.train or data.eval": self.stage.data_hash,
+            "model": self.stage.model_hash,
+            "heldout": self.heldout.content,
+            "objectives": json_hash(list(self.objectives)),
+            "max_new_tokens": str(self.max_new_tokens),
+            **{key: json_hash(value) for key, value in also.items()},
+        }
+        path = self.folder / "study.json"
+        found = Identity.read(path)
+        if found is None:
+            self.heldout.write(self.folder / FILE)
+            Identity(about=about).write(path)
+            return
+        changed = [key for key in {**found.about, **about} if found.about.get(key) != about.get(key)]
+        if changed:
+            raise StudyError(
+                f"{self.folder}: this study was begun with other settings or content of {', '.join(changed)}; put them "
+                "back, or give the study another name"
+            )
+
+    def score_file(self, which: int | str) -> Path:
+        """Where the score of a trial, or of the model that trials start from ("start"), is kept."""
+        return score_file(self.folder, which)
+
+
+def score_file(folder: Path, which: int | str) -> Path:
+    """Where a study's folder has the score of a trial, or of the model that trials start from ("start")."""
+    return folder / "scores" / f"{which}.json"
+
+
+def read_score(folder: Path, which: int | str) -> Score:
+    """The score of a trial, or of the model that trials start from ("start"), on both parts.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    from slime_ray.training.scoring import Answer, Score
+
+    values: dict[str, Any] = json.loads(score_file(folder, which).read_text(encoding="utf-8"))
+    answers = tuple(Answer(**answer) for answer in values.pop("answers"))
+    numbers = {key: tuple(values[key]) for key in ("sources", "chosen", "rejected")}
+    return Score(model=values["model"], answers=answers, **numbers)
+
+
+def begun_heldout(folder: Path) -> HeldOut:
+    """The parts that a study was begun with.
+
+    Raises:
+        StudyError: there is no study.
+    """
+    found = read_heldout(folder)
+    if found is None:
+        raise StudyError(f"{folder}: no study; expected a folder that slime-ray tune or ablate made")
+    return found
+
+
+def _check_stopping(recipe: Recipe, stopping: StoppingConfig | None) -> None:
+    every = recipe.training.eval_every
+    if stopping is not None and every is None:
+        raise StudyError(
+            "training.eval_every is not set in the recipe, so no trial is looked at before its end, and [stopping] "
+            "could stop none; set recipe.training.eval_every, or leave [stopping] out"
+        )
+    if stopping is not None and not recipe.data.eval and recipe.data.part == "all":
+        raise StudyError(
+            f"[stopping] looks at {stopping.metric}, and the recipe has no held-out rows of its own; set "
+            "recipe.data.eval, or leave [stopping] out"
+        )

@@ -1,0 +1,103 @@
+"""The judged score of a study's best trials: served and evaluated as a pipeline does it, and only these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slime_ray.config.evaluation import EvaluatedConfig, EvaluationRecipe
+from slime_ray.config.pipeline import PipelineRecipe
+from slime_ray.config.serving import ServedModelConfig, ServingRecipe
+from slime_ray.config.study import StudyRecipe
+from slime_ray.overrides import load_evaluation, load_serving
+from slime_ray.pipeline import endpoint
+from slime_ray.pipeline.recipes import Recipes, matched
+from slime_ray.pipeline.stages import run_recipes
+from slime_ray.search.trials import Trial
+from slime_ray.search.weights import first
+
+_CERTIFY_PAIRS: int = PipelineRecipe.model_fields["certify_pairs"].default
+# Stands for the address of the endpoint that is brought up.
+_HERE = "http://127.0.0.1/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """How trials are judged.
+
+    Attributes:
+        serve: the endpoint's recipe; a trial is served like its first model.
+        evaluate: the evaluation's recipe; a trial is asked like its first model. Of its models the baseline alone is
+            evaluated too.
+        where: the evaluation's file.
+        top: so many trials are judged, and the recipe's own.
+    """
+
+    serve: ServingRecipe
+    evaluate: EvaluationRecipe
+    where: Path
+    top: int
+
+    @classmethod
+    def of(cls, study: StudyRecipe, *, runs_dir: Path) -> Judging | None:
+        """What a study's [judge] says, looked at before anything is trained; None where it has none.
+
+        Raises:
+            ConfigError: a recipe is wrong.
+            ServingError: the endpoint could not be brought up.
+            ModuleNotFoundError: vLLM is not installed.
+        """
+        if study.judge is None:
+            return None
+        serve = load_serving(study.judge.serve).model_copy(update={"runs_dir": str(runs_dir)})
+        evaluate = load_evaluation(study.judge.evaluate)
+        evaluate = evaluate.model_copy(update={"name": f"{study.name}/judged"})
+        found = cls(serve, evaluate, Path(study.judge.evaluate), study.judge.top)
+        found._recipes([])
+        endpoint.check(serve)
+        return found
+
+    def best(self, trials: Sequence[Trial], objectives: Sequence[str], *, say: Callable[[str], None]) -> Trial:
+        """Have the best trials by the first objective, and the recipe's own, judged: the one with the highest score.
+
+        They answer from one endpoint after another where there is no room for all; what was done before is left out.
+
+        Args:
+            trials: all of the study, of which one has finished at least.
+            objectives: the first one says which are judged.
+            say: is told what is done.
+
+        Raises:
+            SlimeRayError: what serving or judging raises; what was finished is kept.
+        """
+        own = [trial for trial in trials if trial.origin == "recipe" and trial.state == "finished"]
+        chosen = {called(trial): trial for trial in [*own, *first(trials, objectives, count=self.top)]}
+        outcome = run_recipes(self._recipes(list(chosen.values())), say=say)
+        for model in outcome.report.models:
+            say(f"judged: {model.name} {model.overall.value:.2f}" if model.overall.value is not None else model.name)
+        say(f"judged: {outcome.page}")
+        return next(chosen[model.name] for model in outcome.report.models if model.name in chosen)
+
+    def _recipes(self, trials: Sequence[Trial]) -> Recipes:
+        served = next(iter(self.serve.models.values()), ServedModelConfig(source=""))
+        asked = next(iter(self.evaluate.models.values()))
+        baseline = self.evaluate.judge.baseline
+        names = {called(trial): f"run:{trial.run}" for trial in trials} or {called(None): served.source}
+        models = {name: served.model_copy(update={"source": source}) for name, source in names.items()}
+        update = {"base_url": _HERE, "model": None, "answers": None}
+        evaluated: dict[str, EvaluatedConfig] = {name: asked.model_copy(update=update) for name in names}
+        if baseline is None:
+            baseline = next(iter(names))
+        else:
+            evaluated = {baseline: self.evaluate.models[baseline], **evaluated}
+        evaluate = self.evaluate.model_copy(
+            update={"models": evaluated, "judge": self.evaluate.judge.model_copy(update={"baseline": baseline})}
+        )
+        serve = self.serve.model_copy(update={"models": {**self.serve.models, **models}})
+        return matched((), serve, evaluate, certify_pairs=_CERTIFY_PAIRS, where=self.where)
+
+
+def called(trial: Trial | None) -> str:
+    """What a trial is served and evaluated as."""
+    return "trial" if trial is None else f"trial-{trial.number}"

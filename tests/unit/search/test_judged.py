@@ -1,0 +1,70 @@
+"""The recipes by which a study's best trials are served and judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slime_ray.config.study import StudyRecipe
+from slime_ray.errors import ConfigError
+from slime_ray.search.judged import Judging
+from slime_ray.search.trials import Trial
+
+SERVE = """
+port = 0
+[models.sft]
+source = "run:sft"
+cpus = 0.5
+max_model_len = 512
+[models.other]
+source = "run:other"
+"""
+EVALUATE = """
+questions.limit = 10
+[models.sft]
+base_url = "http://127.0.0.1:8000/v1"
+max_tokens = 64
+temperature = 0.5
+[models.other]
+base_url = "http://127.0.0.1:8000/v1"
+"""
+TRIALS = [Trial(number, "proposed", "", {}, {}, run=f"study/trial-{number:08x}", state="finished") for number in (4, 7)]
+
+
+def judging(folder: Path, *, serve: str = SERVE, evaluate: str = EVALUATE) -> Judging:
+    (folder / "serve.toml").write_text(serve)
+    (folder / "evaluate.toml").write_text(evaluate)
+    judge = {"serve": str(folder / "serve.toml"), "evaluate": str(folder / "evaluate.toml"), "top": 2}
+    space = {"loss.kappa": {"low": 1.0, "high": 2.0}}
+    study = {"name": "study", "recipe": "r.toml", "heldout": "h.jsonl", "space": space, "judge": judge}
+    found = Judging.of(StudyRecipe.model_validate(study), runs_dir=folder / "runs")
+    assert found is not None
+    return found
+
+
+def test_trials_are_served_and_asked_like_the_first_models(tmp_path: Path) -> None:
+    recipes = judging(tmp_path)._recipes(TRIALS)
+    assert recipes.train == ()
+    assert recipes.serve.runs_dir == str(tmp_path / "runs")
+    assert {name: model.source for name, model in recipes.serve.models.items()} == {
+        "trial-4": "run:study/trial-00000004",
+        "trial-7": "run:study/trial-00000007",
+    }
+    assert all(model.cpus == 0.5 and model.max_model_len == 512 for model in recipes.serve.models.values())
+    assert set(recipes.evaluate.models) == {"trial-4", "trial-7"}
+    assert all(model.max_tokens == 64 and model.temperature == 0.5 for model in recipes.evaluate.models.values())
+    assert recipes.evaluate.judge.baseline == "trial-4"
+    assert recipes.evaluate.name == "study/judged"
+
+
+def test_a_baseline_is_judged_beside_them(tmp_path: Path) -> None:
+    recipes = judging(tmp_path, evaluate=EVALUATE + '[judge]\nbaseline = "other"\n')._recipes(TRIALS)
+    assert set(recipes.serve.models) == {"other", "trial-4", "trial-7"}
+    assert set(recipes.evaluate.models) == {"other", "trial-4", "trial-7"}
+    assert recipes.evaluate.judge.baseline == "other"
+
+
+def test_a_wrong_recipe_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"serve\.toml: models\.sft\.cpu is not a setting; did you mean"):
+        judging(tmp_path, serve=SERVE.replace("cpus", "cpu"))
