@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = Path(sys.prefix)
 NEEDED = ("Makefile", "pyproject.toml", "requirements", "jobs")
-QUICKSTART = ["make", "quickstart", f"VENV={ENVIRONMENT}"]
+QUICKSTART = ["make", "--no-print-directory", "quickstart", f"VENV={ENVIRONMENT}"]
 
 
 def make_quickstart(folder: Path) -> subprocess.CompletedProcess[str]:
