@@ -336,11 +336,12 @@ def test_sigterm_gives_answers_their_time_and_no_more(up: Up, tmp_path: Path) ->
     assert command.stdout is not None
     assert f"{up.base_url}\n" in iter(command.stdout.readline, "")  # Serve stays where it listens
     long = stream(up.base_url, CHANGING, tokens=LONGEST)
-    with Load(up.base_url, MODELS, tokens=500) as load:
+    with Load(up.base_url, MODELS, tokens=200) as load:
         wait_until(lambda: up.in_flight() >= 3)
         asked = time.monotonic()
         command.send_signal(signal.SIGTERM)
-        wait_until(lambda: any(out.code == "draining" for out in load.outcomes))
+        newcomer = completion(CHANGING, stream=False, tokens=1)
+        wait_until(lambda: b'"draining"' in rest(connection(up.base_url, newcomer)), timeout_s=DRAIN_S)
         assert command.wait(DRAIN_S + 30) == 0
         took = time.monotonic() - asked
     print(f"\nstopped after {took:.1f} s; {dict(load.counts())}")
