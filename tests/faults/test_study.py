@@ -73,7 +73,6 @@ def assert_all_counted_once(tmp_path: Path, *, trials: int = 6) -> list[Trial]:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_driver_is_killed_and_then_a_trial(write_study: WriteStudy, tune: Tune, tmp_path: Path) -> None:
     study = write_study(*LINES, tables=SPACE, settings=LONG)
     first = tune(study)
