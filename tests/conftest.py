@@ -47,8 +47,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End a process that had Ray in it without tearing down its native libraries.
 
-    After all tests had passed and been reported, one such process ended with a segmentation fault there, and a dozen
-    others did not: Ray was started and stopped in it several times, with vLLM, OpenCV and Arrow loaded as well.
+    Ray is started and stopped in it several times, with vLLM, OpenCV and Arrow loaded as well, and their teardown has
+    been seen to end in a segmentation fault, once in a dozen, after all tests had passed and been reported.
     """
     if "ray" in sys.modules and _STATUS in config.stash:
         atexit._run_exitfuncs()

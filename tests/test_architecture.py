@@ -39,7 +39,7 @@ STEPS: list[set[str]] = [
     {"slime_ray"},
 ]
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
-KNOWS_OPTUNA = ("search.proposals", "search.importance")
+KNOWS_OPTUNA = ("search.optuna_terms", "search.proposals", "search.importance")
 KNOWS_RAY = (
     *("training.fit", "training.cluster", "search.tuning", "search.trial"),
     *("serving", "pipeline", "submission", "jobs", "serve"),

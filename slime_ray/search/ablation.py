@@ -8,7 +8,6 @@ from pathlib import Path
 from slime_ray.config.recipe import Recipe
 from slime_ray.config.study import Objective, StudyRecipe
 from slime_ray.errors import ConfigError, StudyError
-from slime_ray.lease import acquire
 from slime_ray.overrides import load_recipe
 from slime_ray.search.bench import Bench
 from slime_ray.search.contrasts import Contrasts
@@ -16,10 +15,8 @@ from slime_ray.search.course import Wanted, listed
 from slime_ray.search.heldout import HeldOut
 from slime_ray.search.reporting import report_contrasts
 from slime_ray.search.shown import Shown
-from slime_ray.search.trials import Ledger
 from slime_ray.search.variants import ablation, by_seed, sensitivity
 from slime_ray.search.weights import Weights
-from slime_ray.storage import disk_errors, remove
 
 # What a study's file would say; an ablation has none.
 _STUDIES = StudyRecipe.model_fields["studies_dir"].default
@@ -61,14 +58,7 @@ def run_ablation(
     wanted = listed([Wanted("variant", label, settings) for label, settings in by_seed(variants, recipe, seeds)])
     weights = Weights(name, bench.stage.run.runs_dir, objectives, top=0)
     folder = bench.folder
-    with (
-        disk_errors(folder, setting="studies_dir"),
-        acquire(folder / "lease", what=f"the study {name}", wait=False, say=shown.say) as lease,
-    ):
-        for scratch in folder.glob(".tune-*"):  # of a command that was killed
-            remove(scratch)
-        bench.begin(rows=kind)
-        ledger = Ledger(folder)
+    with bench.held(say=shown.say, rows=kind) as (ledger, lease):
         try:
             run_trials(bench, ledger, wanted, lease=lease, weights=weights, shown=shown)
         finally:  # an ablation takes long: what is there is shown even where it was ended

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from slime_ray.config.recipe import Recipe
 from slime_ray.config.study import Objective, StoppingConfig
 from slime_ray.errors import StudyError
+from slime_ray.lease import Lease, acquire
 from slime_ray.overrides import validated
 from slime_ray.sealed import Sealed
 from slime_ray.search.heldout import FILE, HeldOut, read_heldout, refuse_known
 from slime_ray.search.objectives import check_reportable
 from slime_ray.search.space import merged
-from slime_ray.storage import json_hash, place
+from slime_ray.search.trials import Ledger
+from slime_ray.storage import disk_errors, json_hash, place, remove
 from slime_ray.training.stage import Stage, resolve
 
 if TYPE_CHECKING:
@@ -110,16 +112,31 @@ class Bench:
         """
         return validated(merged(self.values, settings), Recipe, where=self.name)
 
-    def begin(self, **also: object) -> None:
-        """Make the folder, or see that the one that is there is of this study; the caller holds its lease.
+    @contextmanager
+    def held(self, *, say: Callable[[str], None], **also: object) -> Iterator[tuple[Ledger, Lease]]:
+        """The study's ledger and lease: begun or gone on with, by one command at a time.
 
         Args:
+            say: is told who is waited for.
             also: what else makes studies differ, by name.
 
         Raises:
-            StudyError: it is of another one.
-            RunError: what it says of itself was changed.
+            StudyError: the folder is of another study.
+            RunError: another command holds it, or what it says of itself was changed.
+            StorageError: the disk is full or cannot be written.
         """
+        what = f"the study {self.name}"
+        with (
+            disk_errors(self.folder, setting="studies_dir"),
+            acquire(self.folder / "lease", what=what, wait=False, say=say) as lease,
+        ):
+            for scratch in self.folder.glob(".tune-*"):  # of a command that was killed
+                remove(scratch)
+            self._begin(also)
+            yield Ledger(self.folder), lease
+
+    def _begin(self, also: Mapping[str, object]) -> None:
+        """Make the folder, or see that the one that is there is of this study."""
         about = {
             "recipe": json_hash(self.recipe.result_settings()),
             "data.train or data.eval": self.stage.data_hash,
@@ -158,12 +175,9 @@ def read_score(folder: Path, which: int | str) -> Score:
     Raises:
         FileNotFoundError: there is none.
     """
-    from slime_ray.training.scoring import Answer, Score
+    from slime_ray.training.scoring import load_score  # loads torch
 
-    values: dict[str, Any] = json.loads(score_file(folder, which).read_text(encoding="utf-8"))
-    answers = tuple(Answer(**answer) for answer in values.pop("answers"))
-    numbers = {key: tuple(values[key]) for key in ("sources", "chosen", "rejected")}
-    return Score(model=values["model"], answers=answers, **numbers)
+    return load_score(score_file(folder, which))
 
 
 def begun_heldout(folder: Path) -> HeldOut:

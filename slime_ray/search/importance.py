@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, create_trial
 
-from slime_ray.search.space import Parameter, Space
+from slime_ray.search.optuna_terms import distributions_of, params_of, quiet
+from slime_ray.search.space import Space
 from slime_ray.search.trials import Trial
 
 MIN_TRIALS = 10
@@ -51,11 +50,11 @@ def importance(trials: Sequence[Trial], space: Space, objective: str, *, seed: i
     ranked = _ranked([trial for trial in trials if trial.point], objective)
     if len(ranked) < MIN_TRIALS or len(space.parameters) < 2:
         return []
-    distributions = {each.key: _distribution(each) for each in space.parameters}
+    distributions = distributions_of(space)
     frozen = [
         create_trial(
             value=float(rank),
-            params={each.key: _internal(each, trial.point[each.key]) for each in space.parameters},
+            params=params_of(trial.point, space),
             distributions=distributions,
         )
         for rank, trial in ranked
@@ -87,19 +86,7 @@ def _ranked(trials: Sequence[Trial], objective: str) -> list[tuple[int, Trial]]:
 
 
 def _shares(trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line for each study
-    study = optuna.create_study(direction="maximize")
-    optuna.logging.set_verbosity(verbosity)
+    with quiet():
+        study = optuna.create_study(direction="maximize")
     study.add_trials(trials)
     return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=_BETTER))
-
-
-def _distribution(parameter: Parameter) -> BaseDistribution:
-    if parameter.choices is not None:
-        return CategoricalDistribution(range(len(parameter.choices)))
-    return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
-
-
-def _internal(parameter: Parameter, value: Any) -> float:
-    return value if parameter.choices is None else parameter.choices.index(value)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from slime_ray.search.optuna_terms import distributions_of, params_of, quiet
 from slime_ray.search.space import Parameter, Space
 from slime_ray.search.trials import Trial
 from slime_ray.storage import json_hash
@@ -41,26 +42,15 @@ def propose(space: Space, trials: Sequence[Trial], *, objectives: Sequence[str],
     """
     tried = [trial for trial in trials if trial.point]
     own = int(json_hash([seed, len(tried)])[:8], 16)
-    with warnings.catch_warnings(), _quiet():
+    with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         sampler = optuna.samplers.TPESampler(seed=own, constant_liar=True)
         study = optuna.create_study(directions=[StudyDirection.MAXIMIZE] * len(objectives), sampler=sampler)
-        distributions = {each.key: _distribution(each) for each in space.parameters}
+        distributions = distributions_of(space)
         for trial in tried:
             study.add_trial(_told(trial, space, distributions, objectives))
         asked = study.ask(distributions).params
     return {each.key: _value(each, asked[each.key]) for each in space.parameters}
-
-
-class _quiet:  # noqa: N801, a context
-    """Optuna says a line for every study that is made."""
-
-    def __enter__(self) -> None:
-        self._before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        optuna.logging.set_verbosity(self._before)
 
 
 def _told(
@@ -71,23 +61,11 @@ def _told(
     curve = dict(trial.curve) if trial.state == "stopped" and len(objectives) == 1 else {}
     return create_trial(
         state=_STATES[trial.state],
-        params={each.key: _internal(each, trial.point[each.key]) for each in space.parameters},
+        params=params_of(trial.point, space),
         distributions=distributions,
         values=[trial.values[name] for name in objectives] if finished else None,
         intermediate_values=curve,
     )
-
-
-def _distribution(parameter: Parameter) -> BaseDistribution:
-    if parameter.choices is not None:  # by place: Optuna takes no lists
-        return CategoricalDistribution(range(len(parameter.choices)))
-    if parameter.integer:
-        return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log)
-    return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
-
-
-def _internal(parameter: Parameter, value: Any) -> Any:
-    return value if parameter.choices is None else parameter.choices.index(value)
 
 
 def _value(parameter: Parameter, asked: Any) -> Any:

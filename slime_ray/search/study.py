@@ -11,16 +11,15 @@ from typing import Any
 from slime_ray.config.recipe import Recipe
 from slime_ray.config.study import StudyRecipe
 from slime_ray.errors import StudyError
-from slime_ray.lease import acquire
 from slime_ray.search.bench import Bench
 from slime_ray.search.course import Next, Wanted
 from slime_ray.search.findings import StudyFindings
 from slime_ray.search.reporting import report_study
 from slime_ray.search.shown import Shown
 from slime_ray.search.space import Space, merged
-from slime_ray.search.trials import SEED, Ledger, Origin, Trial
+from slime_ray.search.trials import SEED, Origin, Trial
 from slime_ray.search.weights import Weights, best_of
-from slime_ray.storage import disk_errors, remove, write_text
+from slime_ray.storage import write_text
 
 BEST = "best.toml"
 
@@ -67,14 +66,7 @@ def run_study(study: StudyRecipe, recipe: Recipe, *, shown: Shown) -> tuple[Path
         top=study.judge.top if study.judge is not None else 1,
     )
     folder = bench.folder
-    with (
-        disk_errors(folder, setting="studies_dir"),
-        acquire(folder / "lease", what=f"the study {study.name}", wait=False, say=shown.say) as lease,
-    ):
-        for scratch in folder.glob(".tune-*"):  # of a command that was killed
-            remove(scratch)
-        bench.begin(space=study.model_dump(mode="json")["space"], seed=study.seed)
-        ledger = Ledger(folder)
+    with bench.held(say=shown.say, space=study.model_dump(mode="json")["space"], seed=study.seed) as (ledger, lease):
         run_trials(bench, ledger, wanted(study, space), lease=lease, weights=weights, shown=shown)
         best = best_of(ledger.trials(), study.objectives)
         if best is None:

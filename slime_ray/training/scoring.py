@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def score(name: str, pairs: str, *, runs_dir: Path, max_length: int, max_new_tok
     key = json_hash([_SCORE_VERSION, source.content, content_hash(data.train), data.max_length, max_new_tokens])
     stored = runs_dir / ".cache" / "scores" / f"{key}.json"
     if stored.is_file():
-        return _read(stored, name)
+        return replace(load_score(stored), model=name)
     found = _compute(source, name, data, runs_dir=runs_dir, max_new_tokens=max_new_tokens)
     write_json(stored, asdict(found))
     return found
@@ -192,8 +192,13 @@ def _passed(pair: Preference, answer: str) -> bool | None:
     return None if pair.check is None else passes(pair.check, answer)
 
 
-def _read(path: Path, name: str) -> Score:
+def load_score(path: Path) -> Score:
+    """A score that was written down with `asdict`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     answers = tuple(Answer(**answer) for answer in values.pop("answers"))
     numbers = {key: tuple(values[key]) for key in ("sources", "chosen", "rejected")}
-    return Score(model=name, answers=answers, **numbers)
+    return Score(model=values["model"], answers=answers, **numbers)
