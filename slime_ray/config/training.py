@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from slime_ray.config.section import PLACE, Section
 
@@ -50,6 +50,13 @@ class TrainingConfig(Section):
     )
     cpus_per_worker: int = Field(default=1, ge=1, description="cores and threads of a worker", json_schema_extra=PLACE)
     use_gpu: bool = Field(default=False, description="one GPU for each worker", json_schema_extra=PLACE)
+    gpus_per_worker: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="below 1, runs of one worker each, such as a study's trials, share a GPU",
+        json_schema_extra=PLACE,
+    )
     log_every: int = Field(default=1, ge=1, description="steps between lines of metrics.jsonl", json_schema_extra=PLACE)
     max_failures: int = Field(
         default=3, ge=0, description="times that workers may be lost before a command gives up", json_schema_extra=PLACE
@@ -71,6 +78,15 @@ class TrainingConfig(Section):
         if whole and len(numbers) == 2 and 1 <= numbers[0] <= numbers[1]:
             return (numbers[0], numbers[1])
         raise ValueError("expected a whole number from 0, or [fewest, most] from 1")
+
+    @model_validator(mode="after")
+    def _shared_by_runs(self) -> TrainingConfig:
+        if self.gpus_per_worker < 1 and self.num_workers not in (0, 1):
+            raise ValueError(
+                f"gpus_per_worker = {self.gpus_per_worker:g} puts several workers of one run on a GPU, which NCCL does "
+                "not allow; expected num_workers = 1 or 0 with it"
+            )
+        return self
 
     @property
     def fewest_workers(self) -> int:

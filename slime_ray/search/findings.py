@@ -19,6 +19,7 @@ from slime_ray.search.comparison import (
     training_noise,
 )
 from slime_ray.search.importance import Importance, importance
+from slime_ray.search.judgment import Judgment
 from slime_ray.search.space import Space
 from slime_ray.search.trials import Origin, Trial, known_as, repeats
 from slime_ray.search.weights import dominates
@@ -45,6 +46,7 @@ class Evidence:
         trials: all of them, by number.
         measured: the finished ones', by number.
         prompts: of every held-out pair.
+        judgment: of the best trials; None where nothing was judged.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Evidence:
     trials: tuple[Trial, ...]
     measured: Mapping[int, Measured]
     prompts: Prompts
+    judgment: Judgment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,8 @@ class StudyFindings:
     Attributes:
         evidence: from which.
         space: that was searched.
-        standings: of all finished trials, the best first; those under other seeds last.
+        standings: of all finished trials, the best first: the one that was judged best, then by the first objective;
+            those under other seeds last.
         importance: of the settings for the first objective; empty with too few trials.
         flattery: the winner's lead over the recipe's own settings on the selecting part less that on the reporting
             part; None where the two are one, or there is no such trial.
@@ -166,6 +170,9 @@ def find(evidence: Evidence, space: Space) -> StudyFindings:
     """Make of a study's trials all that its report says."""
     objective = evidence.objectives[0]
     order = ranked(evidence.trials, objective)
+    if evidence.judgment is not None:
+        best = evidence.judgment.trials[0].number
+        order.sort(key=lambda trial: trial.number != best)
     front = pareto_front(order, evidence.objectives)
     again = [trial for trial in evidence.trials if trial.state == "finished" and trial.origin == "seed"]
     standings = tuple(_standing(trial, evidence, trial.number in front) for trial in [*order, *again])

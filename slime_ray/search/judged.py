@@ -11,9 +11,10 @@ from slime_ray.config.pipeline import PipelineRecipe
 from slime_ray.config.serving import ServedModelConfig, ServingRecipe
 from slime_ray.config.study import StudyRecipe
 from slime_ray.overrides import load_evaluation, load_serving
-from slime_ray.pipeline import endpoint
+from slime_ray.pipeline import answering, endpoint
 from slime_ray.pipeline.recipes import Recipes, matched
 from slime_ray.pipeline.stages import run_recipes
+from slime_ray.search.judgment import Judgment
 from slime_ray.search.trials import Trial
 from slime_ray.search.weights import first
 
@@ -44,7 +45,9 @@ class Judging:
         """What a study's [judge] says, looked at before anything is trained; None where it has none.
 
         Raises:
-            ConfigError: a recipe is wrong.
+            ConfigError: a recipe is wrong, or a key is not in the environment.
+            DataError: the questions cannot be read.
+            EndpointError: a judge's endpoint is down or refuses its key.
             ServingError: the endpoint could not be brought up.
             ModuleNotFoundError: vLLM is not installed.
         """
@@ -54,12 +57,13 @@ class Judging:
         evaluate = load_evaluation(study.judge.evaluate)
         evaluate = evaluate.model_copy(update={"name": f"{study.name}/judged"})
         found = cls(serve, evaluate, Path(study.judge.evaluate), study.judge.top)
-        found._recipes([])
+        recipes = found._recipes([])
+        answering.check(recipes.evaluate, served=recipes.served)
         endpoint.check(serve)
         return found
 
-    def best(self, trials: Sequence[Trial], objectives: Sequence[str], *, say: Callable[[str], None]) -> Trial:
-        """Have the best trials by the first objective, and the recipe's own, judged: the one with the highest score.
+    def judge(self, trials: Sequence[Trial], objectives: Sequence[str], *, say: Callable[[str], None]) -> Judgment:
+        """Have the best trials by the first objective, and the recipe's own, judged.
 
         They answer from one endpoint after another where there is no room for all; what was done before is left out.
 
@@ -69,15 +73,16 @@ class Judging:
             say: is told what is done.
 
         Raises:
-            SlimeRayError: what serving or judging raises; what was finished is kept.
+            SlimeRayError: what serving or judging raises, or no trial has a score; what was finished is kept.
         """
         own = [trial for trial in trials if trial.origin == "recipe" and trial.state == "finished"]
         chosen = {called(trial): trial for trial in [*own, *first(trials, objectives, count=self.top)]}
         outcome = run_recipes(self._recipes(list(chosen.values())), say=say)
-        for model in outcome.report.models:
-            say(f"judged: {model.name} {model.overall.value:.2f}" if model.overall.value is not None else model.name)
-        say(f"judged: {outcome.page}")
-        return next(chosen[model.name] for model in outcome.report.models if model.name in chosen)
+        numbers = {name: trial.number for name, trial in chosen.items()}
+        found = Judgment.of(outcome.report, numbers, page=outcome.page)
+        for each in found.trials:
+            say(f"trial {each.number} judged: {each.score.value:.2f}, {found.scale}")
+        return found
 
     def _recipes(self, trials: Sequence[Trial]) -> Recipes:
         served = next(iter(self.serve.models.values()), ServedModelConfig(source=""))

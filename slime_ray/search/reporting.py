@@ -17,6 +17,7 @@ from slime_ray.search.comparison import PairValues, Prompts
 from slime_ray.search.contrasts import Contrasts, contrast
 from slime_ray.search.findings import Evidence, Measured, StudyFindings, find
 from slime_ray.search.heldout import HeldOut
+from slime_ray.search.judgment import Judgment
 from slime_ray.search.objectives import pair_values
 from slime_ray.search.report.page import render_contrasts, render_study
 from slime_ray.search.report.trials_csv import trials_csv
@@ -32,7 +33,13 @@ REPORT, TRIALS = "report.html", "trials.csv"
 
 
 def report_study(
-    folder: Path, *, name: str, recipe: Recipe, objectives: Sequence[Objective], space: Space
+    folder: Path,
+    *,
+    name: str,
+    recipe: Recipe,
+    objectives: Sequence[Objective],
+    space: Space,
+    judgment: Judgment | None,
 ) -> StudyFindings:
     """Write report.html and trials.csv of a search.
 
@@ -42,17 +49,20 @@ def report_study(
         recipe: that is varied.
         objectives: the first one ranks.
         space: that is searched.
+        judgment: of the best trials, where they were judged.
 
     Raises:
         SlimeRayError: the held-out pairs cannot be read any more, or the folder cannot be written.
     """
     trials, heldout = tuple(read_trials(folder)), begun_heldout(folder)
     measured = {trial.number: _measured(folder, trial, heldout, objectives) for trial in _scored(trials)}
-    found = find(Evidence(name, tuple(objectives), trials, measured, _prompts(heldout)), space)
+    found = find(Evidence(name, tuple(objectives), trials, measured, _prompts(heldout), judgment), space)
     figures = {
         number: _means(each.selecting, " selecting") | _means(each.reporting, " reporting")
         for number, each in measured.items()
     }
+    for judged in judgment.trials if judgment is not None else ():
+        figures[judged.number]["judged"] = judged.score.value
     _write(folder, trials_csv(trials, recipe, figures), render_study(found))
     return found
 

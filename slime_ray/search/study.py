@@ -14,6 +14,7 @@ from slime_ray.errors import StudyError
 from slime_ray.search.bench import Bench
 from slime_ray.search.course import Next, Wanted
 from slime_ray.search.findings import StudyFindings
+from slime_ray.search.judgment import Judgment
 from slime_ray.search.reporting import report_study
 from slime_ray.search.shown import Shown
 from slime_ray.search.space import Space, merged
@@ -67,14 +68,21 @@ def run_study(study: StudyRecipe, recipe: Recipe, *, shown: Shown) -> tuple[Path
     )
     folder = bench.folder
     with bench.held(say=shown.say, space=study.model_dump(mode="json")["space"], seed=study.seed) as (ledger, lease):
-        run_trials(bench, ledger, wanted(study, space), lease=lease, weights=weights, shown=shown)
-        best = best_of(ledger.trials(), study.objectives)
+        best, judgment = None, None
+        if judging is not None:  # which are to be repeated, is known when the best have been judged
+            run_trials(bench, ledger, searching(study, space), lease=lease, weights=weights, shown=shown)
+            if best_of(ledger.trials(), study.objectives) is not None:
+                judgment = judging.judge(ledger.trials(), study.objectives, say=shown.say)
+                best = ledger[judgment.trials[0].number]
+        following = wanted(study, space, judged=best)
+        run_trials(bench, ledger, following, lease=lease, weights=weights, shown=shown)
+        best = best or best_of(ledger.trials(), study.objectives)
         if best is None:
             raise StudyError(_none_finished(study.name, ledger.trials()))
-        if judging is not None:
-            best = judging.best(ledger.trials(), study.objectives, say=shown.say)
-        write_text(folder / BEST, _best_toml(bench, best))
-        found = report_study(folder, name=study.name, recipe=recipe, objectives=study.objectives, space=space)
+        write_text(folder / BEST, _best_toml(bench, best, judgment))
+        found = report_study(
+            folder, name=study.name, recipe=recipe, objectives=study.objectives, space=space, judgment=judgment
+        )
     return folder, found
 
 
@@ -90,33 +98,52 @@ def _distinct(known: Sequence[tuple[Origin, Mapping[str, Any]]]) -> list[tuple[l
     return found
 
 
-def wanted(study: StudyRecipe, space: Space) -> Next:
-    """Known points first, then proposals, then, once all these have ended, repeats under other seeds."""
+def wanted(study: StudyRecipe, space: Space, *, judged: Trial | None = None) -> Next:
+    """All that is searched, then, once that has ended, repeats under other seeds.
+
+    Args:
+        study: its recipe.
+        space: that is searched.
+        judged: the best by a judge's score; None: the best by the first objective.
+    """
+    search = searching(study, space)
+
+    def following(trials: Sequence[Trial]) -> Wanted | None:
+        searched = [trial for trial in trials if trial.point]
+        if (found := search(trials)) is not None:
+            return found
+        if study.noise is None or any(trial.state == "running" for trial in searched):
+            return None
+        begun = {trial.label for trial in trials if trial.origin == "seed"}
+        best = judged or best_of(searched, study.objectives)
+        return next((each for each in _repeats(study, space, searched, best) if each.label not in begun), None)
+
+    return following
+
+
+def searching(study: StudyRecipe, space: Space) -> Next:
+    """Known points first, then proposals."""
     from slime_ray.search.proposals import propose  # loads optuna
 
     known = _distinct(space.known()[0])
 
     def following(trials: Sequence[Trial]) -> Wanted | None:
         searched = [trial for trial in trials if trial.point]
-        if len(searched) < study.trials:
-            for origins, point in known:
-                if not any(trial.origin == origins[0] for trial in searched):
-                    return Wanted(origins[0], "", space.settings(point), point, tuple(origins[1:]))
-            point = propose(space, searched, objectives=study.objectives, seed=study.seed)
-            return Wanted("proposed", "", space.settings(point), point)
-        if study.noise is None or any(trial.state == "running" for trial in searched):
+        if len(searched) >= study.trials:
             return None
-        begun = {trial.label for trial in trials if trial.origin == "seed"}
-        return next((each for each in _repeats(study, space, searched) if each.label not in begun), None)
+        for origins, point in known:
+            if not any(trial.origin == origins[0] for trial in searched):
+                return Wanted(origins[0], "", space.settings(point), point, tuple(origins[1:]))
+        point = propose(space, searched, objectives=study.objectives, seed=study.seed)
+        return Wanted("proposed", "", space.settings(point), point)
 
     return following
 
 
-def _repeats(study: StudyRecipe, space: Space, searched: Sequence[Trial]) -> Iterator[Wanted]:
+def _repeats(study: StudyRecipe, space: Space, searched: Sequence[Trial], best: Trial | None) -> Iterator[Wanted]:
     """The recipe's own settings and the best, under seeds after the recipe's."""
     assert study.noise is not None
     own = [trial for trial in searched if trial.origin == "recipe" and trial.state == "finished"]
-    best = best_of(searched, study.objectives)
     first = int(space.values.get("training", {}).get("seed", 0))
     for trial in dict.fromkeys(each.number for each in [*own, *([best] if best is not None else [])]):
         settings = next(each.settings for each in searched if each.number == trial)
@@ -132,10 +159,12 @@ def _none_finished(name: str, trials: Sequence[Trial]) -> str:
     )
 
 
-def _best_toml(bench: Bench, best: Trial) -> str:
+def _best_toml(bench: Bench, best: Trial, judgment: Judgment | None) -> str:
     figures = ", ".join(f"{name} {value:.4g}" for name, value in best.values.items())
+    judged = f"judged {judgment.trials[0].score.value:.4g} ({judgment.scale}), " if judgment is not None else ""
     head = (
-        f"# The best of the study {bench.name}: trial {best.number}, {figures} on the held-out pairs that select.\n"
+        f"# The best of the study {bench.name}: trial {best.number}, {judged}{figures} on the held-out pairs that "
+        "select.\n"
         f"# Its run is {best.run}; `slime-ray train` with this file finds it there, or trains it again.\n"
     )
     return head + "".join(f"{key} = {value}\n" for key, value in _toml(merged(bench.values, best.settings)))

@@ -24,7 +24,7 @@ from slime_ray.search.trial import carry_out
 from slime_ray.search.trials import Ledger
 from slime_ray.search.weights import Weights
 from slime_ray.storage import disk_errors, remove
-from slime_ray.training.cluster import check_resources, connected, living_nodes, worker_resources
+from slime_ray.training.cluster import check_resources, connected, living_nodes, places, worker_resources
 from slime_ray.training.signals import on_signal
 
 # A trial that failed without a user's mistake in it, such as one whose process was killed, is tried once more.
@@ -92,16 +92,16 @@ def room(settings: TrainingConfig, nodes: Sequence[Mapping[str, float]]) -> int:
         ClusterError: not even for one.
     """
     needed = worker_resources(settings)
-    places = sum(int(min(node.get(kind, 0) // each for kind, each in needed.items())) for node in nodes)
+    found = places(needed, nodes)
     if settings.num_workers == 0:
-        if places == 0:
+        if found == 0:
             raise ClusterError(
                 f"a trial takes {needed} (training.cpus_per_worker, training.use_gpu), and no node of the Ray cluster "
                 f"has that; the largest has {max((node.get('CPU', 0) for node in nodes), default=0):g} CPU"
             )
-        return places
+        return found
     check_resources(settings, nodes)
-    return places // settings.fewest_workers
+    return found // settings.fewest_workers
 
 
 def _tune(course: Course, at_once: int) -> None:

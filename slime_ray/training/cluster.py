@@ -170,7 +170,13 @@ def gauges(run: str) -> Callable[[Mapping[str, float]], None]:
 
 def worker_resources(settings: TrainingConfig) -> dict[str, float]:
     """What each worker takes of its node, by Ray's names."""
-    return {"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})}
+    return {"CPU": settings.cpus_per_worker, **({"GPU": settings.gpus_per_worker} if settings.use_gpu else {})}
+
+
+def places(needed: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
+    """Workers that nodes have room for, by what each takes of its node."""
+    # A tenth of a GPU fits ten times, though 1 // 0.1 is 9.
+    return sum(int(min(node.get(kind, 0) / each + 1e-6 for kind, each in needed.items())) for node in nodes)
 
 
 def check_resources(settings: TrainingConfig, nodes: Sequence[Mapping[str, float]]) -> None:
@@ -189,9 +195,9 @@ def check_resources(settings: TrainingConfig, nodes: Sequence[Mapping[str, float
                 f"training.num_workers = {workers} with {each:g} {kind} each ({setting}) need {workers * each:g} "
                 f"{kind}, but the Ray cluster has {cluster[kind]:g}; lower training.num_workers or add nodes"
             )
-    places = sum(int(min(node.get(kind, 0) // each for kind, each in needed.items())) for node in nodes)
-    if workers > places:
+    room = places(needed, nodes)
+    if workers > room:
         raise ClusterError(
-            f"training.num_workers = {workers} with {needed} each: the nodes of the Ray cluster have room for {places} "
+            f"training.num_workers = {workers} with {needed} each: the nodes of the Ray cluster have room for {room} "
             "such workers; lower training.num_workers or training.cpus_per_worker, or add nodes"
         )

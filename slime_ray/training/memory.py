@@ -297,7 +297,8 @@ def room_for_worker(settings: TrainingConfig, *, workers: int, device: torch.dev
     cuts its micro-batches as before.
     """
     if device.type == "cuda":
-        return int((1 - _SPARE) * torch.cuda.get_device_properties(device).total_memory)
+        whole = torch.cuda.get_device_properties(device).total_memory
+        return int((1 - _SPARE) * settings.gpus_per_worker * whole)
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     group = Path("/sys/fs/cgroup/memory.max")
     if group.is_file() and (text := group.read_text().strip()).isdigit():

@@ -71,6 +71,7 @@ def test_a_name_is_the_recipes_and_eight_hex_digits(name_of: NameOf) -> None:
     [
         {"training.num_workers": 0},
         {"training.num_workers": 8, "training.cpus_per_worker": 4, "training.use_gpu": True},
+        {"training.num_workers": 1, "training.use_gpu": True, "training.gpus_per_worker": 0.25},
         {"training.tokens_per_micro_batch": 1},
         {"training.layout": "padded_left", "training.gradient_checkpointing": True, "training.compile": True},
         {"training.log_every": 7},

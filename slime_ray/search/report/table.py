@@ -25,14 +25,19 @@ from slime_ray.search.report.words import (
 
 def study_table(found: StudyFindings) -> RenderableType:
     """The winner, what is on the front beside it, and known settings, on both parts; then the sentences."""
-    shown = [each for place, each in enumerate(found.standings) if place == 0 or each.front or known_as(each.trial)]
+    shown = [each for each in found.standings if each is found.winner or each.front or known_as(each.trial)]
     table = _table("trial")
     for name in found.evidence.objectives:
         table.add_column(f"{OBJECTIVES[name]},\nselecting", justify="right")
         table.add_column("\nreporting", justify="right")
+    judgment = found.evidence.judgment
+    if judgment is not None:
+        table.add_column("judged", justify="right")
     table.add_column("changed settings", overflow="fold")
     for each in shown:
-        table.add_row(_title(each, found), *_both(each, found), Text(_settings(each)))
+        score = judgment.score_of(each.trial.number) if judgment is not None else None
+        judged = [] if judgment is None else ["" if score is None else figure(score.score.value)]
+        table.add_row(_title(each, found), *_both(each, found), *judged, Text(_settings(each)))
     return Group(table, _sentences(paragraph(found)))
 
 

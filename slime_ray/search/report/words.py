@@ -79,10 +79,12 @@ def paragraph(findings: StudyFindings) -> list[str]:
         return ["No trial finished, so nothing was found.", *_ended_early(findings)]
     name = findings.objective
     here, there = winner.selecting[name], winner.reporting[name]
-    said = [
-        f"Trial {winner.trial.number} is best in {OBJECTIVES[name]}: {_interval(here)} on the pairs that select, "
-        f"{_interval(there)} on the pairs that the search never saw."
-    ]
+    figures = (
+        f"{OBJECTIVES[name]}: {_interval(here)} on the pairs that select, {_interval(there)} on the pairs that the "
+        "search never saw."
+    )
+    judged = _judged(findings)
+    said = [*judged, f"Its {figures}"] if judged else [f"Trial {winner.trial.number} is best in {figures}"]
     said += _flattered(findings)
     said += [_against(rival) for rival in findings.rivals]
     said += _chance(findings)
@@ -92,6 +94,22 @@ def paragraph(findings: StudyFindings) -> list[str]:
         axes = " and ".join(OBJECTIVES[each] for each in findings.evidence.objectives)
         said.append(f"On the Pareto front of {axes} {'is' if front == 1 else 'are'} {_count(front, 'trial')}.")
     return said + _ended_early(findings)
+
+
+def _judged(findings: StudyFindings) -> list[str]:
+    found = findings.evidence.judgment
+    if found is None:
+        return []
+    best, count = found.trials[0], len(found.trials)
+    said = f"Trial {best.number} has the highest score of {count} judged: {_interval(best.score)} ({found.scale})"
+    if best.lead is None:
+        return [f"{said}; it is what the others are compared with."]
+    lead, ends = signed(best.lead.value), (best.lead.low, best.lead.high)
+    against = found.against if found.baseline is None else f"trial {found.baseline}"
+    if ends[0] is None or ends[1] is None:
+        return [f"{said}, {lead} over {against}, with too few questions for an interval."]
+    doubt = ", within noise" if ends[0] <= 0 <= ends[1] else ""
+    return [f"{said}, {lead} ({signed(ends[0])} to {signed(ends[1])}) over {against}{doubt}."]
 
 
 def _flattered(findings: StudyFindings) -> list[str]:

@@ -154,6 +154,7 @@ def test_places_are_the_settings_that_change_no_result() -> None:
         "TrainingConfig.num_workers",
         "TrainingConfig.cpus_per_worker",
         "TrainingConfig.use_gpu",
+        "TrainingConfig.gpus_per_worker",
         "TrainingConfig.log_every",
         "TrainingConfig.max_failures",
         "TrainingConfig.hang_minutes",

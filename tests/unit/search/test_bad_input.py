@@ -80,6 +80,8 @@ NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}]
         ({"num_workers": 2, "cpus_per_worker": 2}, 1),
         ({"num_workers": (1, 4)}, 7),
         ({"num_workers": 1, "use_gpu": True}, 1),
+        ({"num_workers": 1, "use_gpu": True, "gpus_per_worker": 0.5}, 2),
+        ({"num_workers": 0, "use_gpu": True, "gpus_per_worker": 0.3}, 3),
     ],
 )
 def test_as_many_trials_at_once_as_have_room(settings: dict[str, Any], trials: int) -> None:

@@ -7,13 +7,16 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from slime_ray.evaluation.statistics.intervals import Interval
 from slime_ray.search import findings as module
 from slime_ray.search.contrasts import Row, contrast
 from slime_ray.search.findings import Evidence, Measured, StudyFindings, find, interval_of, pareto_front
+from slime_ray.search.judgment import Judged, Judgment
 from slime_ray.search.report.trials_csv import trials_csv
 from slime_ray.search.report.words import care, contrast_paragraph, paragraph
 from slime_ray.search.trials import SEED, Origin, Trial
@@ -37,14 +40,16 @@ def right(count: int, *, of: int = 20, start: int = 0) -> dict[str, float]:
     return {PAIRS[start + place]: float(place < count) for place in range(of)}
 
 
-def study(trials: list[Trial], counts: Mapping[int, tuple[int, int]]) -> StudyFindings:
+def study(
+    trials: list[Trial], counts: Mapping[int, tuple[int, int]], judgment: Judgment | None = None
+) -> StudyFindings:
     """A study in which each trial has so many of 20 pairs right on the part that selects, and on the other."""
     measured = {
         number: Measured({"accuracy": right(select)}, {"accuracy": right(report, start=20)})
         for number, (select, report) in counts.items()
     }
     prompts = {source: source for source in PAIRS}
-    return find(Evidence("s", ("accuracy",), tuple(trials), measured, prompts), space_of())
+    return find(Evidence("s", ("accuracy",), tuple(trials), measured, prompts, judgment), space_of())
 
 
 SIMPLE = [trial_of(0, "recipe", 0.5, settings={}), trial_of(1, "proposed", 0.8), trial_of(2, "authors", 0.6)]
@@ -56,6 +61,29 @@ def test_the_winner_is_chosen_on_one_part_and_reported_on_the_other() -> None:
     assert found.winner is not None
     assert found.winner.trial.number == 1
     assert (found.winner.selecting["accuracy"].value, found.winner.reporting["accuracy"].value) == (0.8, 0.65)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.2, 1.0, "+0.600 (+0.200 to +1.00) over trial 0."),
+        (-0.2, 1.4, "+0.600 (−0.200 to +1.40) over trial 0, within noise."),
+        (None, None, "+0.600 over trial 0, with too few questions for an interval."),
+    ],
+)
+def test_the_judges_score_goes_before_the_first_objective(low: float | None, high: float | None, said: str) -> None:
+    scores = (Judged(2, Interval(6.5, 6.0, 7.0, 80), Interval(0.6, low, high, 80)),
+              Judged(1, Interval(6.2, 5.8, 6.6, 80), Interval(0.3, -0.1, 0.7, 80)),
+              Judged(0, Interval(5.9, 5.5, 6.3, 80), None))  # fmt: skip
+    judgment = Judgment("mean grade, 1 to 10", 0, "trial-0", Path("report.html"), scores)
+    found = study(SIMPLE, {0: (10, 11), 1: (16, 13), 2: (12, 9)}, judgment)
+    # The rest stand in the order of the first objective.
+    assert [each.trial.number for each in found.standings] == [2, 1, 0]
+    first = "Trial 2 has the highest score of 3 judged: 6.500 (6.000 to 7.000) (mean grade, 1 to 10), "
+    assert paragraph(found)[0] == first + said
+    assert paragraph(found)[1].startswith("Its preference accuracy: 0.600 (")
+    assert found.flattery is not None
+    assert found.flattery.value == pytest.approx(2 / 20 - -2 / 20)  # the judged winner's lead, not trial 1's
 
 
 def test_flattery_is_relative_to_the_recipes_own_settings() -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from slime_ray.config.study import StudyRecipe
-from slime_ray.errors import ConfigError
+from slime_ray.errors import ConfigError, DataError
 from slime_ray.search.judged import Judging
 from slime_ray.search.trials import Trial
+from tests.conftest import write_rows
+from tests.evaluations import Rows, question_rows
 
 SERVE = """
 port = 0
@@ -21,7 +23,6 @@ max_model_len = 512
 source = "run:other"
 """
 EVALUATE = """
-questions.limit = 10
 [models.sft]
 base_url = "http://127.0.0.1:8000/v1"
 max_tokens = 64
@@ -32,9 +33,10 @@ base_url = "http://127.0.0.1:8000/v1"
 TRIALS = [Trial(number, "proposed", "", {}, {}, run=f"study/trial-{number:08x}", state="finished") for number in (4, 7)]
 
 
-def judging(folder: Path, *, serve: str = SERVE, evaluate: str = EVALUATE) -> Judging:
+def judging(folder: Path, *, serve: str = SERVE, evaluate: str = EVALUATE, questions: Rows | None = None) -> Judging:
     (folder / "serve.toml").write_text(serve)
-    (folder / "evaluate.toml").write_text(evaluate)
+    path = write_rows(folder / "questions.jsonl", question_rows() if questions is None else questions)
+    (folder / "evaluate.toml").write_text(f'questions.path = "{path}"\n{evaluate}')
     judge = {"serve": str(folder / "serve.toml"), "evaluate": str(folder / "evaluate.toml"), "top": 2}
     space = {"loss.kappa": {"low": 1.0, "high": 2.0}}
     study = {"name": "study", "recipe": "r.toml", "heldout": "h.jsonl", "space": space, "judge": judge}
@@ -63,6 +65,11 @@ def test_a_baseline_is_judged_beside_them(tmp_path: Path) -> None:
     assert set(recipes.serve.models) == {"other", "trial-4", "trial-7"}
     assert set(recipes.evaluate.models) == {"other", "trial-4", "trial-7"}
     assert recipes.evaluate.judge.baseline == "other"
+
+
+def test_wrong_questions_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'questions\.jsonl:1: MT-Bench has no category "words"'):
+        judging(tmp_path, questions=[{"question_id": 1, "category": "words", "turns": ["Write."]}])
 
 
 def test_a_wrong_recipe_is_told_before_anything_is_trained(tmp_path: Path) -> None:

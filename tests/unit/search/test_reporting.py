@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from slime_ray.evaluation.statistics.intervals import Interval
 from slime_ray.search.bench import score_file
 from slime_ray.search.heldout import FILE, HeldOut
+from slime_ray.search.judgment import Judged, Judgment
 from slime_ray.search.reporting import report_contrasts, report_study
 from slime_ray.search.trials import Ledger, Origin, Trial
 from slime_ray.search.variants import Variant
@@ -55,8 +57,14 @@ def test_a_search(tmp_path: Path, heldout: HeldOut) -> None:
     ledger.record(Trial(2, "proposed", "", {"loss.kappa": 9.0}, POINT, "failed", reason="no reason"))
     scored(tmp_path, heldout, "start", right=all_right, chosen=-0.75)
 
+    judged = Judgment("mean grade", 0, "trial-0", tmp_path, (Judged(1, Interval(6.5, None, None, 3), None),))
     found = report_study(
-        tmp_path, name="mine", recipe=recipe_of(), objectives=("accuracy", "chosen_logp"), space=space_of()
+        tmp_path,
+        name="mine",
+        recipe=recipe_of(),
+        objectives=("accuracy", "chosen_logp"),
+        space=space_of(),
+        judgment=judged,
     )
     assert found.winner is not None
     assert found.winner.trial.number == 1
@@ -65,9 +73,10 @@ def test_a_search(tmp_path: Path, heldout: HeldOut) -> None:
     assert found.winner.reporting["accuracy"].clusters == len({*heldout.reporting} - {_second(heldout)})
     assert found.winner.reporting["chosen_logp"].value == pytest.approx(0.25)  # gained since the start
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Trial 1 is best in preference accuracy" in page
+    assert "Its preference accuracy: 1" in page
     rows = list(csv.DictReader((tmp_path / "trials.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["accuracy selecting"] for row in rows] == [str(half / len(heldout.selecting)), "1.0", ""]
+    assert [row["judged"] for row in rows] == ["", "6.5", ""]
     assert [row["loss.kappa"] for row in rows] == ["2.5", "5.0", "9.0"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from slime_ray.config.training import TrainingConfig
 from slime_ray.errors import ClusterError
-from slime_ray.training.cluster import check_resources
+from slime_ray.training.cluster import check_resources, places, worker_resources
 
 TWO_NODES = [{"CPU": 2.0}, {"CPU": 2.0}]
 
@@ -22,6 +22,19 @@ def test_workers_that_fit_are_let_through() -> None:
     check_resources(settings(num_workers=2, cpus_per_worker=2), TWO_NODES)
     # Of elastic workers the fewest have to fit.
     check_resources(settings(num_workers=[4, 8]), TWO_NODES)
+
+
+def test_ten_tenths_of_a_gpu_are_a_gpu() -> None:
+    tenth = worker_resources(settings(num_workers=1, use_gpu=True, gpus_per_worker=0.1))
+    assert places(tenth, [{"CPU": 16.0, "GPU": 1.0}]) == 10
+
+
+@pytest.mark.parametrize("workers", [2, [1, 2]])
+def test_workers_of_one_run_share_no_gpu(workers: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"gpus_per_worker = 0\.5 puts several workers .* expected num_workers = 1 or 0"
+    ):
+        settings(num_workers=workers, use_gpu=True, gpus_per_worker=0.5)
 
 
 @pytest.mark.parametrize("workers", [5, [5, 8]])
