@@ -66,8 +66,8 @@ def test_the_winner_is_chosen_on_one_part_and_reported_on_the_other() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (0.2, 1.0, "+0.600 (+0.200 to +1.00) over trial 0."),
-        (-0.2, 1.4, "+0.600 (−0.200 to +1.40) over trial 0, within noise."),
+        (0.2, 1.0, "+0.600 (+0.200 to +1.000) over trial 0."),
+        (-0.2, 1.4, "+0.600 (−0.200 to +1.400) over trial 0, within noise."),
         (None, None, "+0.600 over trial 0, with too few questions for an interval."),
     ],
 )
