@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slime_ray.config.recipe import Recipe
 from slime_ray.config.study import ParameterConfig
+from slime_ray.evaluation.statistics.intervals import Interval
 from slime_ray.overrides import validated
 from slime_ray.search.contrasts import Contrasts, contrast
 from slime_ray.search.findings import Evidence, Measured
+from slime_ray.search.judgment import Judged, Judgment
 from slime_ray.search.objectives import pair_values
 from slime_ray.search.space import Space
 from slime_ray.search.trials import SEED, Origin, State, Trial
 from slime_ray.search.variants import Variant, ablation, by_seed, own_value, sensitivity
+from slime_ray.search.weights import first
 from slime_ray.training.scoring import Answer, Score
 
 OBJECTIVES = ("checked_sampled", "accuracy")
@@ -142,6 +146,18 @@ def study_of(trials: int = 24, *, seeds: int = 3, seed: int = 0, surface: Surfac
         for number in range(1, seeds):
             end("seed", f"trial {whose.number}, seed {number}", {**whose.settings, SEED: number}, {})
     return Evidence("surface", OBJECTIVES, tuple(found), measured, surface.prompts)
+
+
+def judged_of(evidence: Evidence) -> Evidence:
+    """The study, of which the first two and the recipe's own were judged: the second is better by the judge's score."""
+    foremost, second = first(evidence.trials, OBJECTIVES, count=2)
+    scores = (
+        Judged(second.number, Interval(7.41, 7.02, 7.8, 80), Interval(0.62, 0.21, 1.03, 80)),
+        Judged(foremost.number, Interval(7.2, 6.8, 7.6, 80), Interval(0.41, -0.02, 0.84, 80)),
+        Judged(0, Interval(6.79, 6.37, 7.21, 80), None),
+    )
+    page = Path("evaluations/surface/judged/report.html")
+    return replace(evidence, judgment=Judgment("mean grade, 1 to 10", 0, "trial-0", page, scores))
 
 
 def ablation_of(*, seeds: int = 3, alone: bool = False, surface: Surface | None = None) -> Contrasts:

@@ -14,7 +14,7 @@ from slime_ray.search import importance
 from slime_ray.search.findings import find
 from slime_ray.search.report.page import render_contrasts, render_study
 from tests.browser import chromium
-from tests.surfaces import ablation_of, space_of, study_of
+from tests.surfaces import ablation_of, judged_of, space_of, study_of
 
 if TYPE_CHECKING:
     from selenium.webdriver.chrome.webdriver import WebDriver
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HOSTILE = (
     "</style><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"><svg onload=window.hacked=1>"
 )
-PAGES = ("study", "ablation", "sensitivity")
+PAGES = ("study", "judged", "ablation", "sensitivity")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         patch.setattr(importance, "_DRAWS", 10)
         texts = [
             render_study(find(study_of(), space_of())),
+            render_study(find(judged_of(study_of()), space_of())),
             render_contrasts(ablation_of()),
             render_contrasts(ablation_of(alone=True)),
         ]
@@ -89,6 +90,19 @@ def test_every_trial_is_in_the_table_and_on_the_charts(browser: WebDriver, pages
     assert run(browser, "return document.querySelectorAll('#slices figure .spot.stopped').length") == stopped * panels
     assert run(browser, "return document.querySelectorAll('#curves figure .cross').length") == stopped
     assert run(browser, "return document.querySelectorAll('#noise .dot').length") == 6
+
+
+def test_who_was_judged_is_shown_with_its_lead(browser: WebDriver, pages: dict[str, str]) -> None:
+    browser.get(pages["judged"])
+    judgment = judged_of(study_of()).judgment
+    assert judgment is not None
+    numbers = [each.number for each in judgment.trials]
+    assert texts(browser, "#judged tbody th") == [f"trial {number}" for number in numbers]
+    assert texts(browser, "#judged tbody td:nth-child(3)") == ["+0.620+0.210 to +1.030", "+0.410−0.020 to +0.840", "–"]
+    assert texts(browser, "#best thead th")[1] == f"Best (trial {numbers[0]})"
+    assert texts(browser, ".lead")[0].startswith(
+        f"Trial {numbers[0]} has the highest score of 3 judged (mean grade, 1 to 10): 7.410"
+    )
 
 
 def test_an_ablation_names_what_is_undecided(browser: WebDriver, pages: dict[str, str]) -> None:

@@ -84,4 +84,4 @@ def _difference(row: Row, objective: str) -> str:
 
 
 def _sentences(said: list[str]) -> RenderableType:
-    return Padding(Text("\n".join(said)), (0, 0, 1, 0))
+    return Padding(Text("\n".join(said)), (0, 0, 1, 0), expand=False)

@@ -101,7 +101,7 @@ def _judged(findings: StudyFindings) -> list[str]:
     if found is None:
         return []
     best, count = found.trials[0], len(found.trials)
-    said = f"Trial {best.number} has the highest score of {count} judged: {_interval(best.score)} ({found.scale})"
+    said = f"Trial {best.number} has the highest score of {count} judged ({found.scale}): {_interval(best.score)}"
     if best.lead is None:
         return [f"{said}; it is what the others are compared with."]
     lead, ends = signed(best.lead.value), (best.lead.low, best.lead.high)

@@ -79,7 +79,7 @@ def test_the_judges_score_goes_before_the_first_objective(low: float | None, hig
     found = study(SIMPLE, {0: (10, 11), 1: (16, 13), 2: (12, 9)}, judgment)
     # The rest stand in the order of the first objective.
     assert [each.trial.number for each in found.standings] == [2, 1, 0]
-    first = "Trial 2 has the highest score of 3 judged: 6.500 (6.000 to 7.000) (mean grade, 1 to 10), "
+    first = "Trial 2 has the highest score of 3 judged (mean grade, 1 to 10): 6.500 (6.000 to 7.000), "
     assert paragraph(found)[0] == first + said
     assert paragraph(found)[1].startswith("Its preference accuracy: 0.600 (")
     assert found.flattery is not None
