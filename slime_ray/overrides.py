@@ -165,8 +165,10 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     match first["type"]:
         case "extra_forbidden":
             neighbours = difflib.get_close_matches(location[-1], _keys_beside(first["loc"], model), n=1, cutoff=0.5)
-            hint = f"did you mean {'.'.join([*location[:-1], neighbours[0]])}?" if neighbours else "remove it"
-            return f"{key} is not a setting; {hint}{more}"
+            meant = [".".join([*location[:-1], each]) for each in neighbours]
+            if not meant and len(location) == 1:
+                meant = _keys_below(location[0], model)
+            return f"{key} is not a setting; {f'did you mean {meant[0]}?' if meant else 'remove it'}{more}"
         case "missing":
             return f"{key} is missing; it has no default, set it in the recipe{more}"
         case "union_tag_invalid":
@@ -199,6 +201,12 @@ def _keys_beside(location: tuple[int | str, ...], model: type[BaseModel]) -> lis
         # A part that is no field is a name that the user gave, such as a model's: what it names stands already.
         sections = tagged or [s for annotation in found for s in _sections_in(annotation)] or sections
     return [name for section in sections for name in section.model_fields]
+
+
+def _keys_below(name: str, model: type[BaseModel]) -> list[str]:
+    """Settings of this name in the tables of a recipe."""
+    tables = [(table, inner) for table, field in model.model_fields.items() for inner in _sections_in(field.annotation)]
+    return [f"{table}.{name}" for table, inner in tables if name in inner.model_fields]
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:

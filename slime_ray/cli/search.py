@@ -46,6 +46,8 @@ def ablate(
     heldout: Annotated[
         str | None, typer.Option(help="Pairs that nothing is trained on; default: data.eval.", show_default=False)
     ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where a checked answer is cut off.")] = 256,
+    studies_dir: Annotated[str, typer.Option(help="Where the folder with the report is made.")] = "studies",
 ) -> None:
     """Train SLIME without each of its parts, and other objectives, on the same pairs: which of them matter?"""
     from slime_ray.search.ablation import run_ablation
@@ -55,7 +57,14 @@ def ablate(
 
     with Shown() as shown:
         folder, found = run_ablation(
-            recipe, overrides or [], heldout=heldout, seeds=seeds, alone=sensitivity, shown=shown
+            recipe,
+            overrides or [],
+            heldout=heldout,
+            seeds=seeds,
+            max_new_tokens=max_new_tokens,
+            studies_dir=studies_dir,
+            alone=sensitivity,
+            shown=shown,
         )
     print_wide(contrasts_table(found))
     print(folder / REPORT)

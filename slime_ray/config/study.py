@@ -29,11 +29,18 @@ def _independent(name: Any) -> Any:
     return name
 
 
+def _number(value: Any) -> Any:
+    """Pydantic would read "1" and true as 1."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError("expected a number")
+    return value
+
+
 class ParameterConfig(Section):
     """One searched setting: from `low` to `high`, evenly or with `log` by orders of magnitude, or one of `choices`."""
 
-    low: int | float | None = None
-    high: int | float | None = None
+    low: Annotated[int | float | None, BeforeValidator(_number)] = None
+    high: Annotated[int | float | None, BeforeValidator(_number)] = None
     log: bool = False
     choices: tuple[Any, ...] | None = None
 

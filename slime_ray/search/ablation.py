@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slime_ray.config.recipe import Recipe
-from slime_ray.config.study import Objective, StudyRecipe
+from slime_ray.config.study import Objective
 from slime_ray.errors import ConfigError, StudyError
 from slime_ray.overrides import load_recipe
 from slime_ray.search.bench import Bench
@@ -18,13 +18,17 @@ from slime_ray.search.shown import Shown
 from slime_ray.search.variants import ablation, by_seed, sensitivity
 from slime_ray.search.weights import Weights
 
-# What a study's file would say; an ablation has none.
-_STUDIES = StudyRecipe.model_fields["studies_dir"].default
-_NEW_TOKENS = StudyRecipe.model_fields["max_new_tokens"].default
-
 
 def run_ablation(
-    path: Path, overrides: Sequence[str], *, heldout: str | None, seeds: int, alone: bool, shown: Shown
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    heldout: str | None,
+    seeds: int,
+    max_new_tokens: int,
+    studies_dir: str,
+    alone: bool,
+    shown: Shown,
 ) -> tuple[Path, Contrasts]:
     """Do what an ablation lacks, and write its report; the same command goes on after any end.
 
@@ -35,6 +39,8 @@ def run_ablation(
         overrides: of it; the other objectives get them too.
         heldout: pairs that nothing is trained on; None: the recipe's data.eval.
         seeds: the recipe's own and those after it.
+        max_new_tokens: where a checked answer is cut off.
+        studies_dir: where its folder is made.
         alone: move each setting alone, instead of taking parts away.
         shown: is told what becomes of trials.
 
@@ -53,7 +59,7 @@ def run_ablation(
     entry = heldout or _own_heldout(recipe, path)
     name, objectives = f"{recipe.name}-{kind}", _reportable(entry)
     bench = Bench.of(
-        name, recipe, studies_dir=_STUDIES, heldout=entry, objectives=objectives, max_new_tokens=_NEW_TOKENS
+        name, recipe, studies_dir=studies_dir, heldout=entry, objectives=objectives, max_new_tokens=max_new_tokens
     )
     wanted = listed([Wanted("variant", label, settings) for label, settings in by_seed(variants, recipe, seeds)])
     weights = Weights(name, bench.stage.run.runs_dir, objectives, top=0)

@@ -16,7 +16,7 @@ from slime_ray.overrides import validated
 from slime_ray.sealed import Sealed
 from slime_ray.search.heldout import FILE, HeldOut, read_heldout, refuse_known
 from slime_ray.search.objectives import check_reportable
-from slime_ray.search.space import merged
+from slime_ray.search.space import Space, merged
 from slime_ray.search.trials import Ledger
 from slime_ray.storage import disk_errors, json_hash, place, remove
 from slime_ray.training.stage import Stage, resolve
@@ -69,6 +69,7 @@ class Bench:
         max_new_tokens: int,
         stopping: StoppingConfig | None = None,
         concurrent: int | None = None,
+        space: Space | None = None,
     ) -> Bench:
         """Look at everything before anything is trained.
 
@@ -81,9 +82,13 @@ class Bench:
         check_reportable(objectives, parts)
         _check_stopping(recipe, stopping)
         stage = resolve(recipe)
-        refuse_known(entry, recipe.data, stopping=stopping is not None)
+        own = recipe.model_dump(mode="json", exclude_unset=True)
+        others = [validated(merged(own, {key: value}), Recipe, where=name) for key, value in _inputs(space)]
+        for each in (recipe, *others):
+            resolve(each)
+            refuse_known(entry, each.data, stopping=stopping is not None)
         # What a trial starts from stays what it is now, whatever is trained meanwhile.
-        values = recipe.model_dump(mode="json", exclude_unset=True)
+        values = own
         if stage.source.parent is not None:
             values = merged(values, {"model.name": f"run:{stage.source.parent}"})
         values = merged(values, {"name": f"{name}/trial"})
@@ -141,9 +146,10 @@ class Bench:
             "recipe": json_hash(self.recipe.result_settings()),
             "data.train or data.eval": self.stage.data_hash,
             "model": self.stage.model_hash,
-            "heldout": self.heldout.content,
+            "heldout": json_hash([self.heldout.entry, self.heldout.content]),
             "objectives": json_hash(list(self.objectives)),
             "max_new_tokens": str(self.max_new_tokens),
+            "stopping.metric": self.stopping.metric if self.stopping is not None else "",
             **{key: json_hash(value) for key, value in also.items()},
         }
         path = self.folder / "study.json"
@@ -190,6 +196,13 @@ def begun_heldout(folder: Path) -> HeldOut:
     if found is None:
         raise StudyError(f"{folder}: no study; expected a folder that slime-ray tune or ablate made")
     return found
+
+
+def _inputs(space: Space | None) -> Iterator[tuple[str, Any]]:
+    """Other data and models that a space has."""
+    for parameter in space.parameters if space is not None else ():
+        if parameter.key.startswith(("data.", "model.")):
+            yield from ((parameter.key, value) for value in parameter.choices or (parameter.low, parameter.high))
 
 
 def _check_stopping(recipe: Recipe, stopping: StoppingConfig | None) -> None:

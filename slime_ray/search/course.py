@@ -11,7 +11,7 @@ from typing import Any
 
 from slime_ray.data.batching import total_steps
 from slime_ray.data.token_cache import PreparedData
-from slime_ray.errors import SlimeRayError, StorageError
+from slime_ray.errors import ClusterError, Interrupted, SlimeRayError, StorageError, StudyError
 from slime_ray.lease import Lease
 from slime_ray.search.bench import Bench, read_score
 from slime_ray.search.objectives import figure, needs_answers
@@ -60,12 +60,16 @@ class Course:
     shown: Shown
     scratch: Path
     """A folder of this command alone."""
+    at_once: int = 1
+    """Most trials side by side."""
     halted: SlimeRayError | None = None
     """Why no more trials are begun."""
     behind: dict[int, str] = field(default_factory=dict)
     """Trials that were asked to stop, and why."""
     began: dict[int, float] = field(default_factory=dict)
     curves: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
+    placed: set[int] = field(default_factory=set)
+    """Trials whose process runs."""
     again: list[int] = field(default_factory=list)
     """Trials that a command which is gone had begun."""
     prepared: dict[str, PreparedData] = field(default_factory=dict)
@@ -109,11 +113,30 @@ class Course:
             except StorageError:
                 raise
             except SlimeRayError as error:  # these settings do not even make a run
-                self._end(trial, state="failed", reason=str(error))
+                self._see_unchanged()
+                if self.halted is None:
+                    self._end(trial, state="failed", reason=str(error))
         return None
+
+    def _see_unchanged(self) -> None:
+        """Halt where data or model are not what the study began with: that is no trial's fault."""
+        own = self.bench.stage
+        try:
+            now = resolve(self.bench.recipe)
+        except SlimeRayError as error:
+            self.halt(error)
+            return
+        if (now.data_hash, now.model_hash) != (own.data_hash, own.model_hash):
+            what = "data" if now.data_hash != own.data_hash else "model"
+            self.halt(StudyError(f"{self.bench.name}: the recipe's {what} changed while the study ran; put it back"))
 
     def _ordered(self, trial: Trial) -> tuple[Trial, Order]:
         stage = resolve(self.bench.trial_recipe(trial.settings))
+        own = self.bench.stage
+        if (stage.data_hash, stage.model_hash) != (own.data_hash, own.model_hash):  # unless trials differ in them
+            self._see_unchanged()
+            if self.halted is not None:
+                raise self.halted
         prepared = self._prepare(stage)
         settings = stage.recipe.training
         if settings.num_workers != settings.fewest_workers:  # an elastic trial would take the room of the others
@@ -132,6 +155,7 @@ class Course:
             score=self.bench.score_file(trial.number),
             stop=self._stop_file(trial.number),
             start=(start, self.bench.score_file("start")),
+            beside=self.at_once,
         )
         return trial, order
 
@@ -144,6 +168,19 @@ class Course:
             max_new_tokens=self.bench.max_new_tokens if answers else 0,
             runs_dir=self.bench.stage.run.runs_dir,
         )
+
+    def check_stopping(self) -> None:
+        """See that there is a step at which a trial could be stopped.
+
+        Raises:
+            StudyError: there is none.
+        """
+        stopping = self.bench.stopping
+        if stopping is not None and stopping.first >= self.steps():
+            raise StudyError(
+                f"stopping.first = {stopping.first}, and a trial has {self.steps()} steps, so none would ever be "
+                "stopped; lower it, or leave [stopping] out"
+            )
 
     def steps(self) -> int:
         """That a trial has if its settings do not change it."""
@@ -170,6 +207,7 @@ class Course:
 
     def started(self, number: int) -> None:
         """A trial's process began with it."""
+        self.placed.add(number)
         self.began[number] = time.monotonic()
 
     def evaluated(self, number: int, step: int, value: float) -> None:
@@ -180,15 +218,17 @@ class Course:
     def ended(self, number: int, ending: str, reason: str) -> None:
         """A trial's process came to an end and said so."""
         trial = self.ledger[number]
+        self.placed.discard(number)
         if ending == "interrupted" and number in self.behind:
             self._end(trial, state="stopped", reason=self.behind[number])
+        elif ending == "interrupted":  # with all others: it stays begun, and the same command goes on with it
+            self.halt(Interrupted(f"{self.bench.name}: trial {number} was stopped; the same command goes on"))
         elif ending == "disk":
             self.halt(StorageError(f"trial {number}: {reason}"))
         elif ending == "failed":
             self._end(trial, state="failed", reason=reason)
         elif ending == "finished":
             self._finish(trial)
-        # One that was asked to stop with all others stays begun: the same command goes on with it.
 
     def fell_behind(self, number: int, step: int, value: float) -> None:
         """A proposed trial is not worth going on with; it is asked to stop after its step.
@@ -210,10 +250,15 @@ class Course:
 
     def lost(self, number: int, error: Exception | None) -> None:
         """A trial failed for the last time, and not by a user's mistake."""
+        self.placed.discard(number)
+        if isinstance(error, ClusterError):  # its workers found no place: the next trial's would not either
+            self.halt(error)
+            return
         self._end(self.ledger[number], state="failed", reason=_reason(error))
 
     def retried(self, number: int) -> None:
         """A trial failed and is tried again."""
+        self.placed.discard(number)
         self.shown.say(f"trial {number}: its process failed; trying once more")
         self.curves.pop(number, None)
         trial = self.ledger[number]

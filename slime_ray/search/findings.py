@@ -21,8 +21,8 @@ from slime_ray.search.comparison import (
 from slime_ray.search.importance import Importance, importance
 from slime_ray.search.judgment import Judgment
 from slime_ray.search.space import Space
-from slime_ray.search.trials import Origin, Trial, known_as, repeats
-from slime_ray.search.weights import dominates
+from slime_ray.search.trials import Origin, Trial, distinct, known_as, repeats
+from slime_ray.search.weights import dominates, first
 
 _MEANS = ("chosen_logp",)
 """Objectives that are no shares of pairs."""
@@ -113,7 +113,7 @@ class StudyFindings:
         evidence: from which.
         space: that was searched.
         standings: of all finished trials, the best first: the one that was judged best, then by the first objective;
-            those under other seeds last.
+            then those under other seeds, then those that were tried before.
         importance: of the settings for the first objective; empty with too few trials.
         flattery: the winner's lead over the recipe's own settings on the selecting part less that on the reporting
             part; None where the two are one, or there is no such trial.
@@ -148,15 +148,6 @@ class StudyFindings:
         return [trial for trial in self.evidence.trials if trial.state == state]
 
 
-def ranked(trials: Sequence[Trial], objective: str) -> list[Trial]:
-    """Finished trials of the search, the best first: by the first objective on the selecting part, then by number.
-
-    Repeats under other seeds are not among them: they would be picked for their luck.
-    """
-    finished = [trial for trial in trials if trial.state == "finished" and trial.origin != "seed"]
-    return sorted(finished, key=lambda trial: (-trial.values[objective], trial.number))
-
-
 def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> set[int]:
     """Numbers of the trials that no other one beats: is as high in all objectives and higher in one."""
     return {
@@ -169,14 +160,16 @@ def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> set[int]
 def find(evidence: Evidence, space: Space) -> StudyFindings:
     """Make of a study's trials all that its report says."""
     objective = evidence.objectives[0]
-    order = ranked(evidence.trials, objective)
+    trials = distinct(evidence.trials)
+    order = first(trials, evidence.objectives, count=len(trials))
     if evidence.judgment is not None:
         best = evidence.judgment.trials[0].number
         order.sort(key=lambda trial: trial.number != best)
     front = pareto_front(order, evidence.objectives)
-    again = [trial for trial in evidence.trials if trial.state == "finished" and trial.origin == "seed"]
-    standings = tuple(_standing(trial, evidence, trial.number in front) for trial in [*order, *again])
-    found = tuple(importance(evidence.trials, space, objective))
+    again = [trial for trial in trials if trial.state == "finished" and trial.origin == "seed"]
+    copies = [trial for trial in evidence.trials if trial.state == "finished" and trial not in trials]
+    standings = tuple(_standing(trial, evidence, trial.number in front) for trial in [*order, *again, *copies])
+    found = tuple(importance(trials, space, objective))
     if not order:
         return StudyFindings(evidence, space, standings, found, None, (), (), None, 0)
     winner, own = order[0], known_as(order, "recipe")

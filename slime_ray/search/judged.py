@@ -9,7 +9,7 @@ from pathlib import Path
 from slime_ray.config.evaluation import EvaluatedConfig, EvaluationRecipe
 from slime_ray.config.pipeline import PipelineRecipe
 from slime_ray.config.serving import ServedModelConfig, ServingRecipe
-from slime_ray.config.study import StudyRecipe
+from slime_ray.config.study import JudgeConfig, StudyRecipe
 from slime_ray.overrides import load_evaluation, load_serving
 from slime_ray.pipeline import answering, endpoint
 from slime_ray.pipeline.recipes import Recipes, matched
@@ -17,6 +17,7 @@ from slime_ray.pipeline.stages import run_recipes
 from slime_ray.search.judgment import Judgment
 from slime_ray.search.trials import Trial
 from slime_ray.search.weights import first
+from slime_ray.serving.sources import resolve
 
 _CERTIFY_PAIRS: int = PipelineRecipe.model_fields["certify_pairs"].default
 # Stands for the address of the endpoint that is brought up.
@@ -41,44 +42,57 @@ class Judging:
     top: int
 
     @classmethod
-    def of(cls, study: StudyRecipe, *, runs_dir: Path) -> Judging | None:
-        """What a study's [judge] says, looked at before anything is trained; None where it has none.
+    def of(cls, study: StudyRecipe, config: JudgeConfig, *, runs_dir: Path) -> Judging:
+        """What a study's [judge] says.
 
         Raises:
-            ConfigError: a recipe is wrong, or a key is not in the environment.
+            ConfigError: a recipe is wrong, or they do not fit together.
+            ServingError: the endpoint's host needs keys, and there are none.
+        """
+        serve = load_serving(config.serve).model_copy(update={"runs_dir": str(runs_dir)})
+        evaluate = load_evaluation(config.evaluate)
+        evaluate = evaluate.model_copy(update={"name": f"{study.name}/judged"})
+        found = cls(serve, evaluate, Path(config.evaluate), config.top)
+        found._recipes([])
+        return found
+
+    def check(self) -> None:
+        """Look at all that is judged with before anything is trained for it.
+
+        Raises:
+            ConfigError: a key is not in the environment, or the baseline's model is not there.
             DataError: the questions cannot be read.
             EndpointError: a judge's endpoint is down or refuses its key.
             ServingError: the endpoint could not be brought up.
             ModuleNotFoundError: vLLM is not installed.
         """
-        if study.judge is None:
-            return None
-        serve = load_serving(study.judge.serve).model_copy(update={"runs_dir": str(runs_dir)})
-        evaluate = load_evaluation(study.judge.evaluate)
-        evaluate = evaluate.model_copy(update={"name": f"{study.name}/judged"})
-        found = cls(serve, evaluate, Path(study.judge.evaluate), study.judge.top)
-        recipes = found._recipes([])
+        recipes = self._recipes([])
+        there = [name for name in recipes.serve.models if name != called(None)]
+        if there:
+            resolve(recipes.serving(there, {}), say=lambda _: None)
         answering.check(recipes.evaluate, served=recipes.served)
-        endpoint.check(serve)
-        return found
+        endpoint.check(recipes.serve)
 
-    def judge(self, trials: Sequence[Trial], objectives: Sequence[str], *, say: Callable[[str], None]) -> Judgment:
-        """Have the best trials by the first objective, and the recipe's own, judged.
+    def chosen(self, trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
+        """Those that are to be judged: the recipe's own, then the best by the first objective."""
+        own = [trial for trial in trials if trial.origin == "recipe" and trial.state == "finished"]
+        found = {trial.number: trial for trial in [*own, *first(trials, objectives, count=self.top)]}
+        return list(found.values())
+
+    def judge(self, trials: Sequence[Trial], *, say: Callable[[str], None]) -> Judgment:
+        """Have finished trials judged.
 
         They answer from one endpoint after another where there is no room for all; what was done before is left out.
 
         Args:
-            trials: all of the study, of which one has finished at least.
-            objectives: the first one says which are judged.
+            trials: two at least; the first one is the baseline if the evaluation names none.
             say: is told what is done.
 
         Raises:
             SlimeRayError: what serving or judging raises, or no trial has a score; what was finished is kept.
         """
-        own = [trial for trial in trials if trial.origin == "recipe" and trial.state == "finished"]
-        chosen = {called(trial): trial for trial in [*own, *first(trials, objectives, count=self.top)]}
-        outcome = run_recipes(self._recipes(list(chosen.values())), say=say)
-        numbers = {name: trial.number for name, trial in chosen.items()}
+        outcome = run_recipes(self._recipes(trials), say=say)
+        numbers = {called(trial): trial.number for trial in trials}
         found = Judgment.of(outcome.report, numbers, page=outcome.page)
         for each in found.trials:
             say(f"trial {each.number} judged: {each.score.value:.2f}, {found.scale}")

@@ -10,6 +10,9 @@ from slime_ray.errors import StudyError
 from slime_ray.evaluation.report.numbers import PairReport, Report
 from slime_ray.evaluation.statistics.intervals import Interval
 
+# Percent that a model would win against itself.
+_EVEN = 50.0
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -69,6 +72,9 @@ class Judgment:
         ]
         if not trials:
             raise StudyError(f"{report.name}: no trial has a score; {page} says what failed")
+        if report.scale == "wins" and report.baseline in numbers:  # it is not scored against itself
+            trials.append(Judged(numbers[report.baseline], Interval(_EVEN, None, None, report.questions), None))
+            trials.sort(key=lambda each: -each.score.value)
         scale = "mean grade, 1 to 10" if report.scale == "grades" else f"percent won against {report.baseline}"
         return cls(scale, numbers.get(report.baseline), report.baseline, page, tuple(trials))
 

@@ -22,8 +22,12 @@ GAP = "loss.margin_gap"
 _HARD, _SOFT = "loss.hard_margin", "loss.soft_margin"
 # So many decimals of a soft margin are kept: 1.3 - 0.9 is to be 0.4.
 _DECIMALS = 12
-# The authors' scripts, where they differ from their paper (github.com/fpsigma/trl-slime).
-_AUTHORS = {"loss.lambda_rejected": 0.0005}
+# The paper's defaults, and the authors' scripts where they differ from them (github.com/fpsigma/trl-slime).
+_PUBLISHED: dict[Origin, SlimeLossConfig] = {
+    "paper": SlimeLossConfig(),
+    "authors": SlimeLossConfig(lambda_rejected=0.0005),
+}
+_WHOSE = {"recipe": "the recipe's own", "paper": "the paper's", "authors": "the authors' code's"}
 
 Values = Mapping[str, Any]
 Point = Mapping[str, Any]
@@ -97,23 +101,33 @@ class Space:
         """
         base = validated(self.values, Recipe, where="the recipe")
         own = {each.key: _coordinate(base, each.key) for each in self.parameters}
-        found: list[tuple[Origin, dict[str, Any]]] = [("recipe", own)]
+        found: list[tuple[Origin, dict[str, Any], SlimeLossConfig | None]] = [("recipe", own, None)]
         if isinstance(base.loss, SlimeLossConfig):
-            paper = base.model_copy(update={"loss": SlimeLossConfig()})
-            theirs = {each.key: _coordinate(paper, each.key) for each in self.parameters}
-            found.append(("paper", theirs))
-            authors = {key: value for key, value in _AUTHORS.items() if key in theirs}
-            found.append(("authors", theirs | authors))
+            for origin, loss in _PUBLISHED.items():
+                theirs = base.model_copy(update={"loss": loss})
+                found.append((origin, {each.key: _coordinate(theirs, each.key) for each in self.parameters}, loss))
         points, sentences = [], []
-        for origin, point in found:
-            outside = [each for each in self.parameters if not each.holds(point[each.key])]
-            if outside:
-                whose = {"recipe": "the recipe's own", "paper": "the paper's", "authors": "the authors' code's"}[origin]
-                which = ", ".join(f"{each.key} = {point[each.key]} is not in {each}" for each in outside)
-                sentences.append(f"{whose} settings are not tried: {which}")
+        for origin, point, loss in found:
+            against = [
+                f"{each.key} = {point[each.key]} is not in {each}"
+                for each in self.parameters
+                if not each.holds(point[each.key])
+            ] or self._fixed(point, loss)
+            if against:
+                sentences.append(f"{_WHOSE[origin]} settings are not tried: {', '.join(against)}")
             else:
                 points.append((origin, point))
         return points, sentences
+
+    def _fixed(self, point: Point, published: SlimeLossConfig | None) -> list[str]:
+        """What the recipe has otherwise than a published loss, and the space leaves as it is."""
+        if published is None:
+            return []
+        loss = validated(merged(self.values, self.settings(point)), Recipe, where="the recipe").loss
+        ours, theirs = loss.model_dump(), published.model_dump()
+        return [
+            f"loss.{key} = {ours[key]} in the recipe, not {theirs[key]}" for key in theirs if ours[key] != theirs[key]
+        ]
 
 
 def merged(values: Values, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +148,7 @@ def value_at(recipe: Recipe, key: str) -> Any:
     found: Any = recipe
     for name in key.split("."):
         found = getattr(found, name) if isinstance(found, BaseModel) else None
-    return found
+    return list(found) if isinstance(found, tuple) else found  # as a file has it
 
 
 def _coordinate(recipe: Recipe, key: str) -> Any:
@@ -147,10 +161,10 @@ def _parameter(key: str, config: ParameterConfig, values: Values, base: Recipe, 
     given = config.choices if config.choices is not None else (config.low, config.high)
     if key == GAP:
         hard = value_at(base, _HARD)
-        recipes = [_legal(merged(values, {_SOFT: _minus(hard, gap, where)}), where=where) for gap in given]
+        recipes = [validated(merged(values, {_SOFT: _minus(hard, gap, where)}), Recipe, where=where) for gap in given]
         integer = False
     else:
-        recipes = [_legal(merged(values, {key: value}), where=where) for value in given]
+        recipes = [validated(merged(values, {key: value}), Recipe, where=where) for value in given]
         read = [value_at(recipe, key) for recipe in recipes]
         for value, got in zip(given, read, strict=True):
             _check_type(key, value, got, where=where)
@@ -164,10 +178,6 @@ def _parameter(key: str, config: ParameterConfig, values: Values, base: Recipe, 
     assert config.low is not None
     assert config.high is not None
     return Parameter(key, config.low, config.high, log=config.log, integer=integer, choices=None)
-
-
-def _legal(values: dict[str, Any], *, where: str) -> Recipe:
-    return validated(values, Recipe, where=where)
 
 
 def _minus(hard: float, gap: Any, where: str) -> float:

@@ -21,6 +21,7 @@ from slime_ray.search.space import Space, merged
 from slime_ray.search.trials import SEED, Origin, Trial
 from slime_ray.search.weights import Weights, best_of
 from slime_ray.storage import write_text
+from slime_ray.training.stage import resolve
 
 BEST = "best.toml"
 
@@ -52,12 +53,13 @@ def run_study(study: StudyRecipe, recipe: Recipe, *, shown: Shown) -> tuple[Path
         max_new_tokens=study.max_new_tokens,
         stopping=study.stopping,
         concurrent=study.concurrent,
+        space=space,
     )
     judging = None
     if study.judge is not None:
         from slime_ray.search.judged import Judging  # loads ray and vLLM
 
-        judging = Judging.of(study, runs_dir=bench.stage.run.runs_dir)
+        judging = Judging.of(study, study.judge, runs_dir=bench.stage.run.runs_dir)
     for sentence in space.known()[1]:
         shown.say(sentence)
     weights = Weights(
@@ -67,12 +69,18 @@ def run_study(study: StudyRecipe, recipe: Recipe, *, shown: Shown) -> tuple[Path
         top=study.judge.top if study.judge is not None else 1,
     )
     folder = bench.folder
-    with bench.held(say=shown.say, space=study.model_dump(mode="json")["space"], seed=study.seed) as (ledger, lease):
+    about = {"space": study.model_dump(mode="json")["space"], "seed": study.seed}
+    with bench.held(say=shown.say, **about) as (ledger, lease):
         best, judgment = None, None
         if judging is not None:  # which are to be repeated, is known when the best have been judged
-            run_trials(bench, ledger, searching(study, space), lease=lease, weights=weights, shown=shown)
-            if best_of(ledger.trials(), study.objectives) is not None:
-                judgment = judging.judge(ledger.trials(), study.objectives, say=shown.say)
+            search = searching(study, space)
+            if search(ledger.trials()) is not None:
+                judging.check()
+            run_trials(bench, ledger, search, lease=lease, weights=weights, shown=shown)
+            chosen = judging.chosen(ledger.trials(), study.objectives)
+            if len(chosen) > 1:
+                _see_trained(bench, chosen, shown)
+                judgment = judging.judge(chosen, say=shown.say)
                 best = ledger[judgment.trials[0].number]
         following = wanted(study, space, judged=best)
         run_trials(bench, ledger, following, lease=lease, weights=weights, shown=shown)
@@ -84,6 +92,17 @@ def run_study(study: StudyRecipe, recipe: Recipe, *, shown: Shown) -> tuple[Path
             folder, name=study.name, recipe=recipe, objectives=study.objectives, space=space, judgment=judgment
         )
     return folder, found
+
+
+def _see_trained(bench: Bench, trials: Sequence[Trial], shown: Shown) -> None:
+    """Train again those whose weights were removed before a judge wanted them."""
+    from slime_ray.training.fit import train
+
+    for trial in trials:
+        recipe = bench.trial_recipe(trial.settings)
+        if resolve(recipe).run.manifest() is None:
+            shown.say(f"trial {trial.number}: trained again for the judge, since its weights were removed")
+            train(recipe)
 
 
 def _distinct(known: Sequence[tuple[Origin, Mapping[str, Any]]]) -> list[tuple[list[Origin], Mapping[str, Any]]]:
@@ -174,8 +193,10 @@ def _toml(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
     """Values as dotted keys with what TOML writes for each."""
     for key, value in values.items():
         dotted = f"{above}.{_key(key)}" if above else _key(key)
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _toml(value, dotted)
+        elif isinstance(value, Mapping):  # [lora] with nothing in it is not the same as none
+            yield dotted, "{}"
         elif value is not None:  # unset, as by default
             yield dotted, json.dumps(value, ensure_ascii=False)
 

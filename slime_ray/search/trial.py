@@ -18,6 +18,7 @@ from slime_ray.training.progress import NewMetrics
 from slime_ray.training.stage import Stage
 
 _LOOK_S = 0.25
+_WAIT_S = 2.0
 
 # How a trial's process ended. "interrupted": it was asked to stop; "disk": no disk that a study writes to is to be
 # tried again with other settings.
@@ -62,6 +63,7 @@ class Order:
         score: the file for it.
         stop: the file that is made where this trial alone is to stop.
         start: the model that trials start from, and the file for its score.
+        beside: trials at once, which share a machine's memory.
     """
 
     stage: Stage
@@ -73,6 +75,7 @@ class Order:
     score: Path
     stop: Path
     start: tuple[str, Path]
+    beside: int
 
 
 def carry_out(config: dict[str, Any]) -> None:
@@ -103,6 +106,7 @@ def _ending(order: Order) -> tuple[Ending, str]:
                     open_tokens(order.tokens),
                     wait=True,
                     follow=functools.partial(_Follower, order, orders),
+                    beside=order.beside,
                 )
             _score(order, f"run:{run.name}", order.score)
     except Interrupted as error:
@@ -163,8 +167,10 @@ class _Follower:
 
 def _score(order: Order, model: str, path: Path) -> None:
     """Score a model once: here, where it was trained, or in a process with what one of its workers had."""
+    from slime_ray.training.scoring import load_score
+
     settings = order.stage.recipe.training
-    if path.exists():
+    if path.exists() and load_score(path).model == model:
         return
     if settings.num_workers == 0:
         order.scoring.into(path, model)
@@ -180,7 +186,12 @@ def _score(order: Order, model: str, path: Path) -> None:
         # Outside of what Tune reserved for the process that asks.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # pyright: ignore[reportArgumentType]
     )(Scoring.into)
+    scoring = task.remote(order.scoring, path, model)
+    while not ray.wait([scoring], timeout=_WAIT_S)[0]:  # for room too, which a cluster that loses nodes may not have
+        if _orders(*order.lease).look() in ("stop", "lost"):
+            ray.cancel(scoring)
+            raise Interrupted("stopped before it was scored")
     try:
-        ray.get(task.remote(order.scoring, path, model))
+        ray.get(scoring)
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, SlimeRayError) else error from None

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from slime_ray.errors import StudyError
 from slime_ray.storage import append_text
 
 Origin = Literal["recipe", "paper", "authors", "proposed", "seed", "variant"]
@@ -83,18 +84,40 @@ def ledger_file(folder: Path) -> Path:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """The trials of a study's folder as they were last noted, by number; none where there is no study yet."""
+    """The trials of a study's folder as they were last noted, by number; none where there is no study yet.
+
+    Raises:
+        StudyError: a line is whole and no trial.
+    """
     found: dict[int, Trial] = {}
     file = ledger_file(folder)
-    for line in file.read_bytes().splitlines() if file.exists() else ():
+    for place, line in enumerate(file.read_bytes().splitlines() if file.exists() else (), 1):
         try:
             values = json.loads(line)
         except ValueError:  # cut short by a crash; what it said is done again
             continue
-        curve = tuple((int(step), float(value)) for step, value in values.pop("curve"))
-        trial = Trial(curve=curve, also=tuple(values.pop("also")), **values)
+        try:
+            curve = tuple((int(step), float(value)) for step, value in values.pop("curve"))
+            trial = Trial(curve=curve, also=tuple(values.pop("also")), **values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StudyError(
+                f"{file}:{place}: {error} is not as this version writes trials; go on with the version that began the "
+                "study, or give the study another name"
+            ) from None
         found[trial.number] = trial
     return [found[number] for number in sorted(found)]
+
+
+def distinct(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials without those that are copies of an earlier one: settings proposed twice are no evidence twice."""
+    runs: set[str] = set()
+    found = []
+    for trial in trials:
+        if trial.run is None or trial.run not in runs:
+            found.append(trial)
+        if trial.run is not None:
+            runs.add(trial.run)
+    return found
 
 
 def known_as(trials: Sequence[Trial], origin: Origin) -> Trial | None:

@@ -15,13 +15,13 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 
 from slime_ray.config.training import TrainingConfig
-from slime_ray.errors import ClusterError, Interrupted
+from slime_ray.errors import ClusterError, Interrupted, StudyError
 from slime_ray.lease import Lease
 from slime_ray.search.bench import Bench
 from slime_ray.search.course import Course, Next
 from slime_ray.search.shown import Shown
 from slime_ray.search.trial import carry_out
-from slime_ray.search.trials import Ledger
+from slime_ray.search.trials import Ledger, distinct
 from slime_ray.search.weights import Weights
 from slime_ray.storage import disk_errors, remove
 from slime_ray.training.cluster import check_resources, connected, living_nodes, places, worker_resources
@@ -62,7 +62,9 @@ def run_trials(bench: Bench, ledger: Ledger, wanted: Next, *, lease: Lease, weig
     scratch = bench.folder / f".tune-{uuid.uuid4().hex[:8]}"
     course = Course(bench, ledger, wanted, lease, weights, shown, scratch)
     if not course.left():
+        weights.tidy(ledger.trials(), wait=True)
         return
+    course.check_stopping()
     settings = bench.recipe.training
 
     def stop() -> None:
@@ -71,9 +73,9 @@ def run_trials(bench: Bench, ledger: Ledger, wanted: Next, *, lease: Lease, weig
 
     with on_signal(stop), connected(settings), on_signal(stop), disk_errors(bench.folder, setting="studies_dir"):
         at_once = room(settings, living_nodes())
-        at_once = min(at_once, bench.concurrent or at_once)
+        course.at_once = min(at_once, bench.concurrent or at_once)
         try:
-            _tune(course, at_once)
+            _tune(course)
         finally:
             remove(scratch)
     weights.tidy(ledger.trials(), wait=True)
@@ -95,16 +97,17 @@ def room(settings: TrainingConfig, nodes: Sequence[Mapping[str, float]]) -> int:
     found = places(needed, nodes)
     if settings.num_workers == 0:
         if found == 0:
+            largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in needed}
             raise ClusterError(
                 f"a trial takes {needed} (training.cpus_per_worker, training.use_gpu), and no node of the Ray cluster "
-                f"has that; the largest has {max((node.get('CPU', 0) for node in nodes), default=0):g} CPU"
+                f"has that; at most a node has {largest}"
             )
         return found
     check_resources(settings, nodes)
     return found // settings.fewest_workers
 
 
-def _tune(course: Course, at_once: int) -> None:
+def _tune(course: Course) -> None:
     """Have Ray Tune run trials, in a thread of its own, so that this one hears signals."""
     for name, value in _TUNE.items():
         os.environ[name] = value
@@ -112,7 +115,7 @@ def _tune(course: Course, at_once: int) -> None:
 
     def fit() -> None:
         try:
-            _tuner(course, at_once).fit()
+            _tuner(course).fit()
         except BaseException as error:  # raised again below, in the thread that waits
             raised.append(error)
 
@@ -121,6 +124,10 @@ def _tune(course: Course, at_once: int) -> None:
     looked = time.monotonic()
     while thread.is_alive():
         thread.join(_LOOK_S)
+        if course.lease.wish == "lost":
+            course.halt(
+                StudyError(f"{course.bench.name}: another command has taken this study over, and goes on with it")
+            )
         if time.monotonic() - looked > _ROOM_LOOK_S and course.halted is None:
             looked = time.monotonic()
             _look_for_room(course)
@@ -136,14 +143,14 @@ def _look_for_room(course: Course) -> None:
         course.halt(error)
 
 
-def _tuner(course: Course, at_once: int) -> tune.Tuner:
+def _tuner(course: Course) -> tune.Tuner:
     return tune.Tuner(
         tune.with_resources(carry_out, _taken(course.bench.recipe.training)),
         tune_config=tune.TuneConfig(
             search_alg=_Following(course),
             scheduler=_scheduler(course),
             num_samples=-1,
-            max_concurrent_trials=at_once,
+            max_concurrent_trials=course.at_once,
             # Loading torch takes longer than a short trial.
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -152,6 +159,7 @@ def _tuner(course: Course, at_once: int) -> tune.Tuner:
             name="trials",
             storage_path=str(course.scratch),
             verbose=0,
+            stop=_Halted(course),
             callbacks=[_Noting(course)],
             failure_config=tune.FailureConfig(max_failures=_RETRIES),
         ),
@@ -179,7 +187,7 @@ def _scheduler(course: Course) -> TrialScheduler:
         stop_last_trials=False,
     )
     nobody: Any = None
-    for trial in course.ledger.trials():
+    for trial in distinct(course.ledger.trials()):
         told: Any = SimpleNamespace(trial_id=f"ledger {trial.number}", config=None)
         scheduler.on_trial_add(nobody, told)
         for step, value in trial.curve:
@@ -202,6 +210,21 @@ class _Halving(AsyncHyperBandScheduler):
             value = result[self.course.bench.stopping.metric]
             self.course.fell_behind(trial.config["number"], result["step"], value)
         return TrialScheduler.CONTINUE
+
+
+class _Halted(tune.Stopper):
+    """Ends a halted study once no trial runs: one that waits for room might do so for ever."""
+
+    def __init__(self, course: Course) -> None:
+        self.course = course
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Trials stop by themselves."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self.course.halted is not None and not self.course.placed
 
 
 class _Following(Searcher):

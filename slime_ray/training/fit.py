@@ -79,7 +79,9 @@ def train(recipe: Recipe, *, wait: bool = False) -> Run:
         return train_prepared(stage, prepare(stage), wait=wait)
 
 
-def train_prepared(stage: Stage, prepared: PreparedData, *, wait: bool = False, follow: Follow | None = None) -> Run:
+def train_prepared(
+    stage: Stage, prepared: PreparedData, *, wait: bool = False, follow: Follow | None = None, beside: int = 1
+) -> Run:
     """Train a stage whose rows are tokens already, as `train` does.
 
     Args:
@@ -87,6 +89,7 @@ def train_prepared(stage: Stage, prepared: PreparedData, *, wait: bool = False, 
         prepared: its rows.
         wait: where another process trains this run, wait for it.
         follow: what follows the run instead of showing on standard error how far it is.
+        beside: runs that are trained at once, this one among them; they share a machine's memory.
 
     Raises:
         SlimeRayError: as `train`.
@@ -98,7 +101,7 @@ def train_prepared(stage: Stage, prepared: PreparedData, *, wait: bool = False, 
             told = len(run.events())
             run.begin(stage.recipe, stage.lineage(), keep=_newest_step(run) is not None)
             try:
-                ending = _watched(stage, prepared, lease, told=told, follow=follow)
+                ending = _watched(stage, prepared, lease, told=told, follow=follow, beside=beside)
             except SlimeRayError as error:
                 if lease.wish != "lost":  # else the folder is another's
                     _end_badly(run, lease, error)
@@ -121,7 +124,9 @@ def _newest_step(run: Run) -> int | None:
     return complete[-1].step if complete else None
 
 
-def _watched(stage: Stage, prepared: PreparedData, lease: Lease, *, told: int, follow: Follow | None) -> Ending:
+def _watched(
+    stage: Stage, prepared: PreparedData, lease: Lease, *, told: int, follow: Follow | None, beside: int
+) -> Ending:
     """Train, showing how far it is and what happens after the first `told` events, and heeding the wish to stop."""
 
     def stop() -> None:
@@ -132,10 +137,10 @@ def _watched(stage: Stage, prepared: PreparedData, lease: Lease, *, told: int, f
     following = Progress(stage.run, steps=steps, told=told) if follow is None else follow(stop)
     with following, on_signal(stop):
         if stage.recipe.training.num_workers == 0:
-            return _train_here(stage, prepared, lease)
+            return _train_here(stage, prepared, lease, beside)
         # Connecting, Ray takes SIGTERM for itself.
         with connected(stage.recipe.training), on_signal(stop):
-            return _train_on_ray(stage, prepared.folder, lease)
+            return _train_on_ray(stage, prepared.folder, lease, beside)
 
 
 def _raise_unfinished(stage: Stage, ending: Ending) -> None:
@@ -170,7 +175,7 @@ def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def _train_here(stage: Stage, prepared: PreparedData, lease: Lease) -> Ending:
+def _train_here(stage: Stage, prepared: PreparedData, lease: Lease, beside: int) -> Ending:
     import torch
 
     from slime_ray.training.worker import run_stage
@@ -179,10 +184,10 @@ def _train_here(stage: Stage, prepared: PreparedData, lease: Lease) -> Ending:
     if use_gpu and not torch.cuda.is_available():
         raise ClusterError("training.use_gpu = true, but torch finds no GPU on this machine; set it to false")
     device = torch.device("cuda" if use_gpu else "cpu")
-    return run_stage(stage, prepared, lease, device=device, sharing=1, report=lambda _: None)
+    return run_stage(stage, prepared, lease, device=device, sharing=beside, report=lambda _: None)
 
 
-def _train_on_ray(stage: Stage, tokens: Path, lease: Lease) -> Ending:
+def _train_on_ray(stage: Stage, tokens: Path, lease: Lease, beside: int) -> Ending:
     """Train on Ray's workers; when some are lost, go on from the last checkpoint with new ones.
 
     Raises:
@@ -194,7 +199,7 @@ def _train_on_ray(stage: Stage, tokens: Path, lease: Lease) -> Ending:
     while True:
         check_resources(stage.recipe.training, living_nodes())
         try:
-            return _attempt(stage, tokens, lease)
+            return _attempt(stage, tokens, lease, beside)
         except LostWorkers as error:
             lost += 1
             stage.run.note("worker lost", str(error))
@@ -213,7 +218,7 @@ def _train_on_ray(stage: Stage, tokens: Path, lease: Lease) -> Ending:
             look_again()
 
 
-def _attempt(stage: Stage, tokens: Path, lease: Lease) -> Ending:
+def _attempt(stage: Stage, tokens: Path, lease: Lease, beside: int) -> Ending:
     """One group of workers, to the loop's end or theirs.
 
     Raises:
@@ -231,7 +236,12 @@ def _attempt(stage: Stage, tokens: Path, lease: Lease) -> Ending:
     try:
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"stage": stage, "tokens": tokens, "lease": (lease.number, lease.token)},
+            train_loop_config={
+                "stage": stage,
+                "tokens": tokens,
+                "lease": (lease.number, lease.token),
+                "beside": beside,
+            },
             scaling_config=ScalingConfig(
                 num_workers=settings.num_workers,
                 elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
@@ -325,5 +335,5 @@ def _worker(config: dict[str, Any]) -> int:
 
     device: Any = get_device()
     orders = LeaseReader(run.lease, *config["lease"])
-    sharing = ray.train.get_context().get_local_world_size()
+    sharing = config["beside"] * ray.train.get_context().get_local_world_size()
     return run_stage(stage, open_tokens(config["tokens"]), orders, device=device, sharing=sharing, report=report)

@@ -108,7 +108,9 @@ def score(name: str, pairs: str, *, runs_dir: Path, max_length: int, max_new_tok
     """
     source = find_model(name, runs_dir=runs_dir, key="model")
     data = DataConfig(train=[pairs], max_length=max_length)
-    key = json_hash([_SCORE_VERSION, source.content, content_hash(data.train), data.max_length, max_new_tokens])
+    # With the file's name, since a score names its lines.
+    content = [pairs, content_hash(data.train)]
+    key = json_hash([_SCORE_VERSION, source.content, content, data.max_length, max_new_tokens])
     stored = runs_dir / ".cache" / "scores" / f"{key}.json"
     if stored.is_file():
         return replace(load_score(stored), model=name)

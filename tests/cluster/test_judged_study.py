@@ -96,4 +96,5 @@ def test_the_best_by_the_judge_is_the_best(
     before = contents(folder) | contents(tmp_path / "evaluations")
     again = run("tune", study)
     assert again.code == 0, again.err
+    assert "judge, report: left out" in again.err
     assert contents(folder) | contents(tmp_path / "evaluations") == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -48,6 +49,16 @@ def tune(tmp_path: Path) -> Iterator[Tune]:
         if each.poll() is None:
             each.kill()
         each.wait()
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes that a command left behind, whoever is their parent by now."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("MARK") == mark:
+                found.append(process)
+    return found
 
 
 def log_of(tmp_path: Path, number: int) -> str:
@@ -153,11 +164,11 @@ def test_a_full_disk_ends_the_study_and_costs_no_trial(
 def test_trials_on_workers_of_ray_train(write_study: WriteStudy, tune: Tune, tmp_path: Path) -> None:
     tables = SPACE + "\n[stopping]\nfirst = 1\nfactor = 2\n"
     study = write_study("trials = 2", tables=tables, settings={"training.num_workers": 1})
-    command = tune(study)
+    command = tune(study, environment={"MARK": str(tmp_path)})
     # On a cluster of as many CPUs as trials: each one's own process takes none.
     assert command.wait(280) == 0, log_of(tmp_path, 0)
     found = read_trials(folder_of(tmp_path))
     assert [trial.state in ("finished", "stopped") for trial in found] == [True] * 2
     assert all(trial.curve for trial in found)
     assert not list((tmp_path / "runs").glob(".ray-*"))
-    assert not [p for p in psutil.Process().children(recursive=True) if "ray::" in " ".join(p.cmdline())]
+    wait_until(lambda: not marked(str(tmp_path)), timeout_s=30)

@@ -153,7 +153,7 @@ def _mattered(findings: StudyFindings) -> list[str]:
         return [f"Which setting mattered cannot be told: that takes {MIN_TRIALS} trials and two settings."]
     first, rest = found[0], found[1:]
     shown = f"importance {first.value:.2f}, {first.low:.2f} to {first.high:.2f}"
-    rivals = [each for each in rest if each.high > first.low]
+    rivals = [each for each in rest if each.high >= first.low]
     if not rivals:
         return [f"{short(first.setting)} mattered most ({shown}), clearly more than every other setting."]
     near = _listed([short(each.setting) for each in rivals])

@@ -35,6 +35,10 @@ WRONG: dict[str, tuple[list[str], str, Settings, str]] = {
     "no recipe": (['recipe = "other.toml"'], SPACE, {}, "other.toml: no such recipe; expected a TOML file"),
     "no pairs": (['heldout = "nowhere.jsonl"'], SPACE, {}, "nowhere.jsonl"),
     "a misspelt key": ([], SPACE.replace("kappa", "kapa").replace("power", "powr"), {}, "did you mean loss.power?"),
+    "a key without its table": ([], "[space]\nkappa = {low = 1, high = 2}\n", {}, "did you mean loss.kappa?"),
+    "no number": ([], '[space.loss]\nkappa = {low = "1", high = 3}\n', {}, "kappa.low = '1': expected a number"),
+    "true": ([], "[space.loss]\nkappa = {low = false, high = true}\n", {}, "kappa.low = False: expected a number"),
+    "other data": ([], '[space.data]\ntrain = {choices = [["a.jsonl"], ["b.jsonl"]]}\n', {}, "a.jsonl"),
     "no trial": (["trials = 0"], SPACE, {}, "trials = 0; expected greater than or equal to 1"),
 }
 
@@ -48,6 +52,15 @@ def test_a_mistake_is_named(
     assert sentence in answer.err
     assert answer.err.count("\n") == 1
     assert not (tmp_path / "studies").exists()
+
+
+def test_held_out_pairs_are_no_choice_of_training_data(
+    write_study: WriteStudy, run: Run, preference_file: Path, tmp_path: Path
+) -> None:
+    choices = [[str(preference_file)], [str(tmp_path / "selecting.jsonl")]]
+    answer = run("tune", write_study(tables=f"[space.data]\ntrain = {{choices = {choices}}}\n"))
+    assert answer.code == 2
+    assert "selecting.jsonl:1: its prompt is in the recipe's data.train too" in answer.err
 
 
 def test_pairs_that_are_trained_on_are_refused(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from slime_ray.errors import StorageError
+from slime_ray.errors import ClusterError, Interrupted, StorageError, StudyError
 from slime_ray.lease import Lease, acquire
 from slime_ray.search.bench import Bench
 from slime_ray.search.course import Course, Wanted, listed
+from slime_ray.search.heldout import HeldOut
 from slime_ray.search.loading import load
 from slime_ray.search.shown import Shown
 from slime_ray.search.trials import Ledger, Trial
-from slime_ray.search.tuning import _scheduler
+from slime_ray.search.tuning import _Halted, _scheduler
 from slime_ray.search.weights import Weights
 from tests.studies import SPACE, WriteStudy
 
@@ -124,6 +126,76 @@ def test_settings_that_make_no_recipe_fail_alone(bench: Bench, lease: Lease) -> 
     assert begin(course).origin == "recipe"
     assert course.ledger[0].state == "failed"
     assert "loss.power = 0.5; expected greater than or equal to 1" in course.ledger[0].reason
+
+
+def test_data_that_is_gone_halts_all_and_costs_no_trial(
+    bench: Bench, lease: Lease, preference_file: Path, tmp_path: Path
+) -> None:
+    course = course_of(bench, lease, [FIRST, SECOND])
+    begin(course)
+    away = preference_file.rename(tmp_path / "away.jsonl")
+    try:
+        assert course.next() is None
+        assert str(preference_file) in str(course.halted)
+        assert [trial.state for trial in course.ledger.trials()] == ["running"]
+    finally:
+        away.rename(preference_file)
+
+
+def test_data_that_changed_halts_all(bench: Bench, lease: Lease, preference_file: Path) -> None:
+    course = course_of(bench, lease, [FIRST, SECOND])
+    begin(course)
+    before = preference_file.read_text()
+    try:
+        preference_file.write_text(before.replace("yes", "well", 1))
+        assert course.next() is None
+        assert str(course.halted) == "study: the recipe's data changed while the study ran; put it back"
+    finally:
+        preference_file.write_text(before)
+
+
+def test_workers_without_a_place_halt_all_and_cost_no_trial(bench: Bench, lease: Lease) -> None:
+    course = course_of(bench, lease, [FIRST])
+    trial = begin(course)
+    course.lost(trial.number, ClusterError("no room"))
+    assert str(course.halted) == "no room"
+    assert course.ledger[trial.number].state == "running"
+
+
+def test_a_halted_study_waits_for_those_that_run_and_for_nobody_else(bench: Bench, lease: Lease) -> None:
+    course = course_of(bench, lease, [FIRST, SECOND])
+    first, waiting = begin(course), begin(course)
+    ends = _Halted(course)
+    course.retried(waiting.number)  # its node is gone, and there may never be another
+    assert not ends.stop_all()
+    course.halt(ClusterError("no room"))
+    assert not ends.stop_all()
+    course.ended(first.number, "interrupted", "")
+    assert ends.stop_all()
+
+
+def test_a_trial_that_stopped_by_itself_halts_all(bench: Bench, lease: Lease) -> None:
+    course = course_of(bench, lease, [FIRST, SECOND])
+    course.ended(begin(course).number, "interrupted", "")
+    assert course.next() is None
+    assert isinstance(course.halted, Interrupted)
+
+
+def test_halving_that_could_stop_none_is_refused(bench: Bench, lease: Lease) -> None:
+    assert bench.stopping is not None
+    late = replace(bench, stopping=bench.stopping.model_copy(update={"first": 6}))
+    with pytest.raises(StudyError, match=r"stopping\.first = 6, and a trial has 6 steps"):
+        course_of(late, lease, []).check_stopping()
+
+
+def test_a_study_of_other_held_out_pairs_is_refused(bench: Bench, tmp_path: Path) -> None:
+    with bench.held(say=print):
+        pass
+    elsewhere = tmp_path / "elsewhere.jsonl"  # the same pairs: scores name their lines
+    elsewhere.write_text(Path(bench.heldout.entry).read_text())
+    other = replace(bench, heldout=HeldOut.of(str(elsewhere)))
+    with pytest.raises(StudyError, match="begun with other settings or content of heldout"), other.held(say=print):
+        pass
 
 
 def test_halving_knows_what_earlier_commands_saw(bench: Bench, lease: Lease) -> None:

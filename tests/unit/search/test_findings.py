@@ -16,6 +16,7 @@ from slime_ray.evaluation.statistics.intervals import Interval
 from slime_ray.search import findings as module
 from slime_ray.search.contrasts import Row, contrast
 from slime_ray.search.findings import Evidence, Measured, StudyFindings, find, interval_of, pareto_front
+from slime_ray.search.importance import Importance
 from slime_ray.search.judgment import Judged, Judgment
 from slime_ray.search.report.trials_csv import trials_csv
 from slime_ray.search.report.words import care, contrast_paragraph, paragraph
@@ -127,6 +128,30 @@ def test_the_best_settings_are_compared_by_their_other_seeds() -> None:
     assert found.noise.variance == pytest.approx((26 + 2) / 3 / 400)
     assert own.difference.undecided
     assert any("within noise of the best" in each for each in paragraph(found))
+
+
+def test_settings_that_were_proposed_again_are_no_more_evidence() -> None:
+    seeds = [
+        trial_of(3, "seed", 0.5, settings={"loss.power": 1.0, SEED: 1}),
+        trial_of(4, "seed", 0.5, settings={SEED: 1}),
+    ]
+    trials = [replace(trial, run=f"s/{trial.number}") for trial in [*SIMPLE, *seeds]]
+    counts = {0: (10, 10), 1: (16, 18), 2: (12, 10), 3: (9, 11), 4: (9, 12)}
+    once = study(trials, counts)
+    copies = [replace(trials[1], number=number) for number in (5, 6)]
+    again = study([*trials, *copies], {**counts, 5: (16, 18), 6: (16, 18)})
+    assert again.noise == once.noise
+    assert again.rivals == once.rivals
+    assert [each.trial.number for each in again.standings if each.front] == [1]
+    assert len(again.standings) == len(once.standings) + 2  # all are in the table
+
+
+def test_no_setting_is_called_important_where_all_trials_are_equal() -> None:
+    equal = tuple(
+        Importance(setting, 1 / 3, 1 / 3, 1 / 3) for setting in ("loss.kappa", "loss.power", "loss.hard_margin")
+    )
+    found = replace(study(SIMPLE, {0: (10, 10), 1: (16, 13), 2: (12, 10)}), importance=equal)
+    assert any("the trials cannot tell it from power and hard_margin" in each for each in paragraph(found))
 
 
 def test_a_rival_that_is_clearly_worse_is_called_that() -> None:

@@ -68,6 +68,16 @@ def test_a_known_point_outside_is_left_out_with_a_sentence() -> None:
     ]
 
 
+def test_the_papers_settings_are_its_own_or_are_not_tried() -> None:
+    space = space_of({"loss": {"lambda_rejected": {"low": 1e-4, "high": 0.3}}})
+    points, left_out = space.known()
+    assert [origin for origin, _ in points] == ["recipe"]
+    assert left_out[0] == (
+        "the paper's settings are not tried: loss.hard_margin = 2.0 in the recipe, not 1.5, "
+        "loss.soft_margin = 1.75 in the recipe, not 1.0"
+    )
+
+
 def test_whole_numbers_and_choices_are_told_by_the_recipe() -> None:
     space = space_of(
         {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from slime_ray.errors import StudyError
 from slime_ray.search.course import Wanted, listed
 from slime_ray.search.trials import Ledger, Origin, State, Trial, ledger_file, read_trials, repeats
 from slime_ray.search.weights import best_of, may_win
@@ -23,6 +24,12 @@ def test_a_trial_is_what_its_last_line_says(tmp_path: Path) -> None:
     assert ledger.trials() == [ended, SECOND]
     assert read_trials(tmp_path) == [ended, SECOND]
     assert Ledger(tmp_path).next_number() == 2
+
+
+def test_a_line_of_another_version_is_named(tmp_path: Path) -> None:
+    ledger_file(tmp_path).write_text('{"number": 0, "cur\n{"number": 0}\n')
+    with pytest.raises(StudyError, match=r"trials\.jsonl:2: 'curve' is not as this version writes trials"):
+        read_trials(tmp_path)
 
 
 def test_a_line_that_a_crash_cut_short_is_as_if_it_had_not_been_written(tmp_path: Path) -> None:
