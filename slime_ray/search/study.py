@@ -193,10 +193,8 @@ def _toml(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
     """Values as dotted keys with what TOML writes for each."""
     for key, value in values.items():
         dotted = f"{above}.{_key(key)}" if above else _key(key)
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value:  # [lora] with nothing in it is not the same as none
             yield from _toml(value, dotted)
-        elif isinstance(value, Mapping):  # [lora] with nothing in it is not the same as none
-            yield dotted, "{}"
         elif value is not None:  # unset, as by default
             yield dotted, json.dumps(value, ensure_ascii=False)
 
