@@ -203,16 +203,18 @@ def _contrasted(found: Contrasts, name: str) -> list[str]:
     decided = [row for row in rows if not row.differences[name].undecided]
     if not decided:
         return [f"{title}: all {_count(len(rows), 'row')} are undecided, their intervals hold 0."]
-    firm = [row for row in decided if row.p_holm.get(name, 1.0) < FIRM]
-    each = [f"{row.variant.label} ({span(row.differences[name])})" for row in by_size(decided, name)]
-    return [
-        f"{title}: {len(rows) - len(decided)} of {len(rows)} rows are undecided; these differ from {full}: "
-        f"{'; '.join(each)}.",
-        f"Corrected for {len(rows)} comparisons (Holm), {_listed([row.variant.label for row in by_size(firm, name)])} "
-        f"still {'differs' if len(firm) == 1 else 'differ'}."
-        if firm
-        else f"Corrected for {len(rows)} comparisons (Holm), none still differs.",
+    sides = [
+        f"{side} {full}: {_listed([row.variant.label for row in by_size(rows_there, name)])}"
+        for side, sign in (("above", 1), ("below", -1))
+        if (rows_there := [row for row in decided if sign * row.differences[name].value > 0])
     ]
+    said = [f"{title}: {'; '.join(sides)}. {len(rows) - len(decided)} of {len(rows)} rows are undecided."]
+    infirm = [row.variant.label for row in by_size(decided, name) if row.p_holm.get(name, 1.0) >= FIRM]
+    if infirm:
+        said.append(
+            f"Corrected for {len(rows)} comparisons (Holm), so {'is' if len(infirm) == 1 else 'are'} {_listed(infirm)}."
+        )
+    return said
 
 
 def care(found: Contrasts, objective: str) -> list[tuple[str, Row | None]]:

@@ -19,6 +19,7 @@ from slime_ray.search.findings import Evidence, Measured, StudyFindings, find, i
 from slime_ray.search.importance import Importance
 from slime_ray.search.judgment import Judged, Judgment
 from slime_ray.search.report.trials_csv import trials_csv
+from slime_ray.search.report.words import OBJECTIVES as OBJECTIVE_TITLES
 from slime_ray.search.report.words import care, contrast_paragraph, paragraph
 from slime_ray.search.trials import SEED, Origin, Trial
 from slime_ray.search.variants import Variant
@@ -273,9 +274,28 @@ def test_sentences_of_an_ablation_count_what_is_undecided() -> None:
         compared = [row for row in found.rows if row.differences]
         undecided = [row for row in compared if row.differences[name].undecided]
         sentence = next(each for each in said if each.startswith(title))
-        assert re.search(rf"(: |all ){len(undecided)} (of {len(compared)} )?rows are undecided", sentence)
+        assert sentence.endswith(f" {len(undecided)} of {len(compared)} rows are undecided.")
+        above, _, below = sentence.partition("below full SLIME: ")
         for row in compared:
-            assert (f"{row.variant.label} (" in sentence) != row.differences[name].undecided
+            label, difference = row.variant.label, row.differences[name]
+            named = {
+                side: re.search(rf"(: |, | and ){label}(, | and |;|\.)", f": {text}")
+                for side, text in (("above", above.partition("above full SLIME: ")[2]), ("below", below))
+            }
+            assert bool(named["above"]) == (not difference.undecided and difference.value > 0)
+            assert bool(named["below"]) == (not difference.undecided and difference.value < 0)
+
+
+def test_what_a_correction_leaves_undecided_is_said() -> None:
+    found = ablation_of(seeds=3)
+    said = contrast_paragraph(found)
+    for name in found.objectives:
+        decided = [row for row in found.rows if row.differences and not row.differences[name].undecided]
+        infirm = [row.variant.label for row in decided if row.p_holm[name] >= 0.05]
+        place = next(n for n, each in enumerate(said) if each.lower().startswith(OBJECTIVE_TITLES[name]))
+        following = said[place + 1] if place + 1 < len(said) else ""
+        assert following.startswith("Corrected for ") == bool(infirm)
+        assert all(label in following for label in infirm)
 
 
 def test_a_setting_to_care_about_is_one_that_changes_something_after_correction() -> None:
