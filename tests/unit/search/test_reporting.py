@@ -104,5 +104,7 @@ def test_an_ablation_uses_both_parts(tmp_path: Path, heldout: HeldOut) -> None:
     assert found.rows[1].differences["accuracy"].value == pytest.approx(6 / 12)
     assert (found.pairs, found.prompts) == (12, 11)
     assert found.own["power"] == 2.5
-    assert "above full SLIME: power 1" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "above full SLIME: power 1" in page
+    assert "+0.500" in page
     assert len((tmp_path / "trials.csv").read_text(encoding="utf-8").splitlines()) == 3
