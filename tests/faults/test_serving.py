@@ -153,7 +153,7 @@ def descendants() -> list[psutil.Process]:
 def title(process: psutil.Process) -> str:
     """What a process calls itself."""
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()
     except psutil.NoSuchProcess:
         return ""
 
