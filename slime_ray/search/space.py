@@ -85,10 +85,15 @@ class Space:
             raise ConfigError(f"{where}: {GAP} is SLIME's, and the recipe's loss.kind is {base.loss.kind}; remove it")
         return cls(values, tuple(_parameter(key, each, values, base, where=where) for key, each in config.items()))
 
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that is varied."""
+        return validated(self.values, Recipe, where="the recipe")
+
     def settings(self, point: Point) -> dict[str, Any]:
         """The dotted keys of the recipe that a point changes, with their values."""
         changed = {key: value for key, value in point.items() if key != GAP}
-        base = validated(self.values, Recipe, where="the recipe")
+        base = self.recipe
         if GAP in point:
             changed[_SOFT] = round(changed.get(_HARD, value_at(base, _HARD)) - point[GAP], _DECIMALS)
         return {key: value for key, value in changed.items() if value != value_at(base, key)}
@@ -99,7 +104,7 @@ class Space:
         Returns:
             The points that the space holds, by whose they are, and a sentence for each one that it does not hold.
         """
-        base = validated(self.values, Recipe, where="the recipe")
+        base = self.recipe
         own = {each.key: _coordinate(base, each.key) for each in self.parameters}
         found: list[tuple[Origin, dict[str, Any], SlimeLossConfig | None]] = [("recipe", own, None)]
         if isinstance(base.loss, SlimeLossConfig):

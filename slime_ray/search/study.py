@@ -17,7 +17,7 @@ from slime_ray.search.findings import StudyFindings
 from slime_ray.search.judgment import Judgment
 from slime_ray.search.reporting import report_study
 from slime_ray.search.shown import Shown
-from slime_ray.search.space import Space, merged
+from slime_ray.search.space import Space, merged, value_at
 from slime_ray.search.trials import SEED, Origin, Trial
 from slime_ray.search.weights import Weights, best_of
 from slime_ray.storage import write_text
@@ -163,7 +163,7 @@ def _repeats(study: StudyRecipe, space: Space, searched: Sequence[Trial], best: 
     """The recipe's own settings and the best, under seeds after the recipe's."""
     assert study.noise is not None
     own = [trial for trial in searched if trial.origin == "recipe" and trial.state == "finished"]
-    first = int(space.values.get("training", {}).get("seed", 0))
+    first = value_at(space.recipe, SEED)
     for trial in dict.fromkeys(each.number for each in [*own, *([best] if best is not None else [])]):
         settings = next(each.settings for each in searched if each.number == trial)
         for seed in range(first + 1, first + study.noise.seeds):

@@ -45,7 +45,7 @@ def render_study(found: StudyFindings) -> str:
         share_axis=rows.axis([end for each in found.importance for end in (each.low, each.high)], bounds=(0.0, 1.0)),
         seed_axis=charts.axis_of(seeds) if seeds else None,
         told=words.told,
-        known_as=words.known_as,
+        whose=words.whose,
     )
 
 
@@ -70,14 +70,14 @@ def _known(found: StudyFindings) -> list[Mapping[str, Any]]:
     leads = {rival.trial.number: rival.difference for rival in found.rivals}
     return [
         {
-            "title": words.known_as(each.trial),
+            "title": words.whose(each.trial),
             "trial": each.trial,
             "selecting": each.selecting,
             "reporting": each.reporting,
             "difference": leads.get(each.trial.number),
         }
         for each in sorted(found.standings[1:], key=lambda each: each.trial.number)
-        if words.known_as(each.trial)
+        if words.whose(each.trial)
     ]
 
 

@@ -14,18 +14,18 @@ from slime_ray.search.report.words import (
     OBJECTIVES,
     contrast_paragraph,
     figure,
-    known_as,
     notes,
     paragraph,
     short,
     signed,
     told,
+    whose,
 )
 
 
 def study_table(found: StudyFindings) -> RenderableType:
     """The winner, what is on the front beside it, and known settings, on both parts; then the sentences."""
-    shown = [each for each in found.standings if each is found.winner or each.front or known_as(each.trial)]
+    shown = [each for each in found.standings if each is found.winner or each.front or whose(each.trial)]
     table = _table("trial")
     for name in found.evidence.objectives:
         table.add_column(f"{OBJECTIVES[name]},\nselecting", justify="right")
@@ -60,7 +60,7 @@ def _table(first: str) -> Table:
 
 
 def _title(standing: Standing, found: StudyFindings) -> Text:
-    known = known_as(standing.trial)
+    known = whose(standing.trial)
     best = "best: " if standing is found.winner else ""
     return Text(f"{best}{told(standing.trial)}" + (f" ({known})" if known else ""))
 

@@ -39,7 +39,7 @@ def short(setting: str) -> str:
     return setting.rpartition(".")[2]
 
 
-def known_as(trial: Trial) -> str:
+def whose(trial: Trial) -> str:
     """What people call known settings: all whose they are."""
     return " and ".join(_WHOSE[each] for each in (trial.origin, *trial.also) if each in _WHOSE)
 
@@ -128,7 +128,7 @@ def _own(findings: StudyFindings) -> bool:
 
 
 def _against(rival: Rival) -> str:
-    found, name = rival.difference, _capital(known_as(rival.trial))
+    found, name = rival.difference, _capital(whose(rival.trial))
     lead = f"the best leads by {span(found)}"
     if found.undecided:
         return f"{name} are within noise of the best ({lead})."
