@@ -82,13 +82,13 @@ class Bench:
         check_reportable(objectives, parts)
         _check_stopping(recipe, stopping)
         stage = resolve(recipe)
-        own = recipe.model_dump(mode="json", exclude_unset=True)
-        others = [validated(merged(own, {key: value}), Recipe, where=name) for key, value in _inputs(space)]
-        for each in (recipe, *others):
-            resolve(each)
-            refuse_known(entry, each.data, stopping=stopping is not None)
+        refuse_known(entry, recipe.data, stopping=stopping is not None)
+        values = recipe.model_dump(mode="json", exclude_unset=True)
+        for key, value in _inputs(space):
+            other = validated(merged(values, {key: value}), Recipe, where=name)
+            resolve(other)
+            refuse_known(entry, other.data, stopping=stopping is not None)
         # What a trial starts from stays what it is now, whatever is trained meanwhile.
-        values = own
         if stage.source.parent is not None:
             values = merged(values, {"model.name": f"run:{stage.source.parent}"})
         values = merged(values, {"name": f"{name}/trial"})
