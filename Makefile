@@ -65,10 +65,10 @@ $(TRL_VENV)/.complete: requirements/trl.lock
 COMPILE := build/lock/bin/uv pip compile --universal --python-version 3.11 --constraint <(echo $(TORCH)) \
 	--no-header --no-annotate --quiet
 ONLY_CPU := grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' \
-	| sed -E "s/ ?(;|and) \(\(platform_machine == .*//; s/ ?(;|and) platform_python_implementation == 'CPython' and sys_platform == 'linux'$$//"
+	| sed -E "s/ ?(;|and) \(+platform_machine == 'aarch64'.*//; s/ ?(;|and) platform_python_implementation == 'CPython' and sys_platform == 'linux'$$//"
 
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet uv
-	$(COMPILE) pyproject.toml --extra train --extra evaluate --extra search --extra serve-cpu --group dev | $(ONLY_CPU) > requirements/cpu.lock
+	$(COMPILE) pyproject.toml --extra train --extra evaluate --extra search --extra serve-cpu --extra s3 --group dev | $(ONLY_CPU) > requirements/cpu.lock
 	$(COMPILE) <(echo $(TRL)) | $(ONLY_CPU) > requirements/trl.lock
