@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from slime_ray.config.section import PLACE, Section
+from slime_ray.config.section import PLACE, READS, Section
 
 
 class SplitConfig(Section):
@@ -26,9 +26,11 @@ class SplitConfig(Section):
 class DataConfig(Section):
     """Files, folders or hub names (`org/name:split@revision`), all formats that `slime-ray inspect` names."""
 
-    train: list[str] = Field(min_length=1, json_schema_extra=PLACE)
+    train: list[str] = Field(min_length=1, json_schema_extra=PLACE | READS)
     eval: list[str] = Field(
-        default=[], json_schema_extra=PLACE, description="held-out files; default: the held-out part, if `part` is set"
+        default=[],
+        json_schema_extra=PLACE | READS,
+        description="held-out files; default: the held-out part, if `part` is set",
     )
     weights: list[Annotated[float, Field(gt=0.0)]] | None = Field(
         default=None, description="one for each entry of train: how often its rows are seen in an epoch; default: once"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from slime_ray.config.section import Section
+from slime_ray.config.section import READS, WRITES, Section
 
 
 def _url(text: str) -> str:
@@ -66,7 +66,9 @@ class EvaluatedConfig(EndpointConfig):
     """A model under evaluation: an endpoint that answers, or a file with its answers."""
 
     temperature: float | None = Field(default=None, ge=0.0, le=2.0, description="default: the question's")
-    answers: str | None = Field(default=None, description="answers in FastChat's or Arena-Hard's form")
+    answers: str | None = Field(
+        default=None, json_schema_extra=READS, description="answers in FastChat's or Arena-Hard's form"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> EvaluatedConfig:
@@ -91,9 +93,13 @@ class QuestionsConfig(Section):
     """`[questions]`: what is asked."""
 
     path: str = Field(
-        default="bundled", description="MT-Bench's or Arena-Hard's question.jsonl; bundled: 80 of our own"
+        default="bundled",
+        json_schema_extra=READS,
+        description="MT-Bench's or Arena-Hard's question.jsonl; bundled: 80 of our own",
     )
-    references: str | None = Field(default=None, description="reference answers in FastChat's form")
+    references: str | None = Field(
+        default=None, json_schema_extra=READS, description="reference answers in FastChat's form"
+    )
     limit: int | None = Field(default=None, ge=1, description="only the first so many")
 
 
@@ -105,10 +111,14 @@ class JudgeConfig(Section):
     )
     models: dict[Name, JudgeEndpointConfig] = Field(default={}, description="language models that judge")
     baseline: str | None = Field(default=None, description="the model that the others are compared with")
-    prompts: str = Field(default="bundled", description="judge prompts in FastChat's form; bundled: our own")
+    prompts: str = Field(
+        default="bundled", json_schema_extra=READS, description="judge prompts in FastChat's form; bundled: our own"
+    )
     repeats: int = Field(default=1, ge=1, description="judgments of one answer by one judge")
     rule: Literal["strict", "fastchat", "arena_hard"] = Field(default="strict", description="how a verdict is read")
-    labels: str | None = Field(default=None, description="human labels that the judges are checked with before")
+    labels: str | None = Field(
+        default=None, json_schema_extra=READS, description="human labels that the judges are checked with before"
+    )
     labels_limit: int | None = Field(default=None, ge=1)
     min_agreement: float | None = Field(default=None, ge=0.0, le=100.0, description="percent, below it is refused")
 
@@ -151,7 +161,9 @@ class EvaluationRecipe(Section):
     """Everything that decides one evaluation."""
 
     name: FolderName = Field(description="default: the path below jobs/recipes/, else the file's stem")
-    evaluations_dir: str = Field(default="evaluations", description="a local folder")
+    evaluations_dir: str = Field(
+        default="evaluations", json_schema_extra=WRITES, description="where evaluation folders are kept"
+    )
     questions: QuestionsConfig = QuestionsConfig()
     models: dict[Name, EvaluatedConfig] = Field(min_length=1)
     judge: JudgeConfig = JudgeConfig()

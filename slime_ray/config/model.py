@@ -6,21 +6,21 @@ from typing import Literal
 
 from pydantic import Field
 
-from slime_ray.config.section import PLACE, Section
+from slime_ray.config.section import PLACE, READS, Section
 
 
 class ModelConfig(Section):
     """A causal language model in Hugging Face format, its tokenizer and chat template."""
 
     name: str = Field(
-        json_schema_extra=PLACE,
+        json_schema_extra=PLACE | READS,
         description="run:NAME (the newest finished run of that recipe), a folder, or a hub name[@revision]",
     )
     tokenizer: str | None = Field(
-        default=None, json_schema_extra=PLACE, description="folder or hub name; default: the model's own"
+        default=None, json_schema_extra=PLACE | READS, description="folder or hub name; default: the model's own"
     )
     chat_template: str | None = Field(
-        default=None, json_schema_extra=PLACE, description="a Jinja file; default: the tokenizer's own"
+        default=None, json_schema_extra=PLACE | READS, description="a Jinja file; default: the tokenizer's own"
     )
     dtype: Literal["auto", "float32", "float64"] = Field(
         default="auto",

@@ -12,7 +12,7 @@ from slime_ray.config.guard import GuardConfig
 from slime_ray.config.lora import LoraConfig
 from slime_ray.config.loss import LossConfig, SlimeLossConfig
 from slime_ray.config.model import ModelConfig
-from slime_ray.config.section import PLACE, Section
+from slime_ray.config.section import PLACE, WRITES, Section
 from slime_ray.config.training import TrainingConfig
 
 # Raised when a default changes, since defaults are left out of a run's name.
@@ -25,7 +25,9 @@ class Recipe(Section):
     name: str = Field(
         default="", json_schema_extra=PLACE, description="default: the path below jobs/recipes/, else the file's stem"
     )
-    runs_dir: str = Field(default="runs", description="where run folders are kept", json_schema_extra=PLACE)
+    runs_dir: str = Field(
+        default="runs", description="where run folders are kept: a folder or a URL", json_schema_extra=PLACE | WRITES
+    )
     model: ModelConfig
     data: DataConfig
     loss: LossConfig = SlimeLossConfig()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,6 +11,13 @@ from pydantic import BaseModel, ConfigDict
 # It is not in a run's name, so moving a run to other workers or another folder finds the same run again; files and
 # models stand in the name by their content.
 PLACE: dict[str, Any] = {"place": True}
+
+# What a field names is read, or a folder that is written, or a file that nobody else may see: on a cluster, by the
+# machines there.
+Role = Literal["reads", "writes", "secret"]
+READS: dict[str, Any] = {"role": "reads"}
+WRITES: dict[str, Any] = {"role": "writes"}
+SECRET: dict[str, Any] = {"role": "secret"}
 
 
 class Section(BaseModel):
@@ -34,3 +42,15 @@ class Section(BaseModel):
             elif value != field.get_default(call_default_factory=True):
                 kept[key] = value
         return kept
+
+    def named(self, role: Role, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """The dotted key and the value of every setting of a role, in the order of the fields."""
+        for key, field in type(self).model_fields.items():
+            value, dotted = getattr(self, key), f"{prefix}{key}"
+            inner = {f"{dotted}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {}
+            for place, each in {dotted: value, **inner}.items():
+                if isinstance(each, Section):
+                    yield from each.named(role, f"{place}.")
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("role") == role and value is not None:
+                yield from ((dotted, each) for each in ([value] if isinstance(value, str) else value))

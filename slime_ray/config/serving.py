@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from slime_ray.config.section import Section
+from slime_ray.config.section import READS, SECRET, WRITES, Section
 
 
 def _served_name(text: str) -> str:
@@ -24,7 +24,7 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 class ServedModelConfig(Section):
     """`[models.NAME]`: one checkpoint and the engine that runs it."""
 
-    source: str = Field(description="run:NAME, a folder, or a hub name with @revision")
+    source: str = Field(json_schema_extra=READS, description="run:NAME, a folder, or a hub name with @revision")
     dtype: Literal["own", "float32", "bfloat16", "float16"] = Field(
         default="own", description="own: the one that the weights are stored in"
     )
@@ -52,7 +52,9 @@ class ServedModelConfig(Section):
 class KeysConfig(Section):
     """`[keys]`: who may ask. With neither a file nor the variable, any process on this machine."""
 
-    file: str | None = Field(default=None, description="what `slime-ray keys add` writes: names and hashes")
+    file: str | None = Field(
+        default=None, json_schema_extra=SECRET, description="what `slime-ray keys add` writes: names and hashes"
+    )
     env: str = Field(default="SLIME_RAY_API_KEYS", description="the variable with NAME=KEY,NAME=KEY")
 
 
@@ -71,7 +73,9 @@ class LimitsConfig(Section):
 class RequestLogConfig(Section):
     """`[log]`: one JSON line a request."""
 
-    file: str | None = Field(default=None, description="default: standard output of the ingress")
+    file: str | None = Field(
+        default=None, json_schema_extra=WRITES, description="default: standard output of the ingress"
+    )
     text: bool = Field(default=False, description="prompts and answers too")
 
 
@@ -79,7 +83,7 @@ class ServingRecipe(Section):
     """Everything that decides one endpoint."""
 
     name: str = Field(default="", description="default: the path below jobs/recipes/, else the file's stem")
-    runs_dir: str = "runs"
+    runs_dir: str = Field(default="runs", json_schema_extra=WRITES)
     host: str = Field(default="127.0.0.1", description="of the HTTP server; others than loopback need a key")
     port: int = Field(default=8000, ge=0, le=65535, description="0: any that is free")
     models: dict[ServedName, ServedModelConfig] = Field(min_length=1)

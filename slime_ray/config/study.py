@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from slime_ray.config.evaluation import FolderName
-from slime_ray.config.section import Section
+from slime_ray.config.section import READS, WRITES, Section
 
 Objective = Literal["accuracy", "chosen_logp", "checked_greedy", "checked_sampled"]
 StoppingMetric = Literal["eval_rewards/accuracies", "eval_mean_logps/chosen"]
@@ -116,9 +116,11 @@ class StudyRecipe(Section):
     """Everything that decides one study; paths of recipes are relative to the study's file."""
 
     name: FolderName = Field(default="", description="default: the path below jobs/recipes/, else the file's stem")
-    studies_dir: str = Field(default="studies", description="where study folders are kept")
+    studies_dir: str = Field(default="studies", json_schema_extra=WRITES, description="where study folders are kept")
     recipe: str = Field(description="the training recipe that is varied")
-    heldout: str = Field(description="pairs that no trial is trained on: a file, folder or hub name")
+    heldout: str = Field(
+        json_schema_extra=READS, description="pairs that no trial is trained on: a file, folder or hub name"
+    )
     trials: int = Field(default=24, ge=1, description="those of the recipe's and the paper's settings among them")
     concurrent: int | None = Field(default=None, ge=1, description="trials at once; default: as many as fit")
     objectives: tuple[Annotated[Objective, BeforeValidator(_independent)], ...] = Field(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slime_ray.config.evaluation import EvaluatedConfig, EvaluationRecipe
+from slime_ray.config.pipeline import PipelineRecipe
 from slime_ray.config.recipe import Recipe
 from slime_ray.config.serving import ServingRecipe
 from slime_ray.errors import ConfigError
@@ -68,6 +69,19 @@ def load(path: Path, overrides: Sequence[str]) -> Recipes:
         ConfigError: a recipe or an override is wrong, or the recipes do not fit together.
         ServingError: the host needs keys, and there are none.
     """
+    pipeline, train, serve, evaluate = read(path, overrides)
+    folder = path.parent
+    _check_order(train, path)
+    where = folder / pipeline.evaluate
+    found = matched(train, serve, evaluate, certify_pairs=pipeline.certify_pairs, where=where)
+    _check_runs_dirs(train, found.serve, where=folder / pipeline.serve)
+    return found
+
+
+def read(
+    path: Path, overrides: Sequence[str]
+) -> tuple[PipelineRecipe, tuple[Recipe, ...], ServingRecipe, EvaluationRecipe]:
+    """A pipeline's recipe and those that it names, not yet held against each other; overrides and errors as `load`."""
     own: list[str] = []
     by_stage: dict[str, list[str]] = {stage: [] for stage in _STAGES}
     for override in overrides:
@@ -76,12 +90,7 @@ def load(path: Path, overrides: Sequence[str]) -> Recipes:
     pipeline, folder = load_pipeline(path, own), path.parent
     train = tuple(load_recipe(folder / each, by_stage["train"]) for each in pipeline.train)
     serve = load_serving(folder / pipeline.serve, by_stage["serve"])
-    evaluate = load_evaluation(folder / pipeline.evaluate, by_stage["evaluate"])
-    _check_order(train, path)
-    where = folder / pipeline.evaluate
-    found = matched(train, serve, evaluate, certify_pairs=pipeline.certify_pairs, where=where)
-    _check_runs_dirs(train, found.serve, where=folder / pipeline.serve)
-    return found
+    return pipeline, train, serve, load_evaluation(folder / pipeline.evaluate, by_stage["evaluate"])
 
 
 def matched(
