@@ -60,15 +60,22 @@ $(TRL_VENV)/.complete: requirements/trl.lock
 	$(TRL_VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements/trl.lock
 	touch $@
 
-# Pin what `make setup` and `make bench` install. torch and what it brings on CUDA are left out: see the rule for
-# $(VENV)/.complete.
+# Pin what `make setup`, `make bench` and docker/Dockerfile install. torch and what it brings on CUDA are left out: see the
+# rule for $(VENV)/.complete.
 COMPILE := build/lock/bin/uv pip compile --universal --python-version 3.11 --constraint <(echo $(TORCH)) \
 	--no-header --no-annotate --quiet
-ONLY_CPU := grep -vE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' \
+WITHOUT_TORCH := grep -vEf build/lock/torch.txt \
 	| sed -E "s/ ?(;|and) \(+platform_machine == 'aarch64'.*//; s/ ?(;|and) platform_python_implementation == 'CPython' and sys_platform == 'linux'$$//"
 
+# cuda.lock is compiled over cpu.lock, which uv keeps to as far as vllm's own pins allow: nothing of it can be run without
+# a GPU, so it should differ in as little as possible from what is.
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet uv
-	$(COMPILE) pyproject.toml --extra train --extra evaluate --extra search --extra serve-cpu --extra s3 --group dev | $(ONLY_CPU) > requirements/cpu.lock
-	$(COMPILE) <(echo $(TRL)) | $(ONLY_CPU) > requirements/trl.lock
+	$(COMPILE) <(echo $(TORCH)) | sed -nE 's/^((torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==).*/^\1/p' > build/lock/torch.txt
+	$(COMPILE) pyproject.toml --override requirements/cpu-overrides.txt \
+		--extra train --extra evaluate --extra search --extra serve-cpu --extra s3 --group dev | $(WITHOUT_TORCH) > requirements/cpu.lock
+	$(COMPILE) <(echo $(TRL)) | $(WITHOUT_TORCH) > requirements/trl.lock
+	cp requirements/cpu.lock build/lock/cuda.txt
+	$(COMPILE) pyproject.toml --extra train --extra evaluate --extra search --extra serve --extra s3 --output-file build/lock/cuda.txt
+	cat build/lock/cuda.txt | $(WITHOUT_TORCH) > requirements/cuda.lock
