@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from slime_ray.cli import evaluation, pipeline, search, serving, training
+from slime_ray.cli import evaluation, pipeline, search, serving, submission, training
 from slime_ray.errors import Interrupted, SlimeRayError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.add_typer(evaluation.app)
 app.add_typer(serving.app)
 app.add_typer(pipeline.app)
 app.add_typer(search.app)
+app.add_typer(submission.app)
 
 # The extras without which the wheel still inspects data and reads recipes.
 _EXTRAS = {

@@ -1,0 +1,146 @@
+"""What a job is to do: a recipe and those that it names, as they are here, and the id that follows from them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from slime_ray.config.section import Role, Section
+from slime_ray.errors import ConfigError
+from slime_ray.overrides import load_evaluation, load_serving, recipe_name
+from slime_ray.pipeline import recipes as pipelines
+from slime_ray.search import loading as studies
+from slime_ray.storage import json_hash
+
+Kind = Literal["train", "tune", "evaluate", "pipeline"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_NAME_LENGTH = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One recipe of a job.
+
+    Attributes:
+        file: where it is.
+        prefix: what an override's key begins with that is for this recipe; None where none reaches it.
+        section: its settings.
+    """
+
+    file: str
+    prefix: str | None
+    section: Section
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting that names a file or folder: how a user calls it, and what it says."""
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A recipe, its overrides, and every recipe that is behind it.
+
+    Attributes:
+        kind: which of jobs/ runs it.
+        recipe: its file, relative to this folder, or a URL.
+        overrides: dotted.key=value, as they were given.
+        name: of the recipe.
+        parts: all recipes, this one first.
+    """
+
+    kind: Kind
+    recipe: str
+    overrides: tuple[str, ...]
+    name: str
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, kind: Kind, recipe: str, overrides: Sequence[str]) -> Work:
+        """Read a recipe, and those that it names, as the job would.
+
+        Raises:
+            ConfigError: one is wrong, or lies where it cannot be sent from.
+        """
+        parts = tuple(_parts(kind, recipe, overrides))
+        name: str = getattr(parts[0].section, "name", "") or recipe_name(Path(recipe))
+        for part in parts:
+            _check_place(part.file)
+        return cls(kind, _here(recipe), tuple(overrides), name, parts)
+
+    def files(self) -> list[str]:
+        """The recipes' files that are on this machine, relative to this folder, each once."""
+        return list(dict.fromkeys(_here(part.file) for part in self.parts if "://" not in part.file))
+
+    def named(self, role: Role) -> list[Setting]:
+        """Every setting of a role, each once."""
+        found = [
+            Setting(f"{part.prefix}{key}" if part.prefix is not None else f"{part.file}: {key}", value)
+            for part in self.parts
+            for key, value in part.section.named(role)
+        ]
+        return list(dict.fromkeys(found))
+
+    def submission_id(self, content: dict[str, str]) -> str:
+        """The id of its first attempt: the same for the same recipes, overrides and files.
+
+        Args:
+            content: the hash of each file that is sent beside the recipes, by its name.
+        """
+        settings = [part.section.model_dump(mode="json") for part in self.parts]
+        name = re.sub(r"[^A-Za-z0-9_.-]+", ".", self.name)[:_NAME_LENGTH]
+        return f"{self.kind}-{name}-{json_hash([self.kind, self.name, settings, content])[:8]}"
+
+
+def _parts(kind: Kind, recipe: str, overrides: Sequence[str]) -> Iterator[Part]:
+    path = Path(recipe)
+    if kind == "train":
+        from slime_ray.overrides import load_recipe
+
+        yield Part(recipe, "", load_recipe(path, overrides))
+    elif kind == "evaluate":
+        yield Part(recipe, "", load_evaluation(path, overrides))
+    elif kind == "tune":
+        study, varied = studies.load(path, overrides)
+        yield Part(recipe, "", study)
+        yield Part(study.recipe, "recipe.", varied)
+        if study.judge is not None:
+            yield Part(study.judge.serve, None, load_serving(study.judge.serve))
+            yield Part(study.judge.evaluate, None, load_evaluation(study.judge.evaluate))
+    else:
+        pipeline, train, serve, evaluate = pipelines.read(path, overrides)
+        yield Part(recipe, "", pipeline)
+        for file, each in zip(pipeline.train, train, strict=True):
+            yield Part(str(path.parent / file), "train.", each)
+        yield Part(str(path.parent / pipeline.serve), "serve.", serve)
+        yield Part(str(path.parent / pipeline.evaluate), "evaluate.", evaluate)
+
+
+def _here(file: str) -> str:
+    """A file below this folder, relative to it; a URL as it is."""
+    return file if "://" in file else os.path.relpath(file)
+
+
+def _check_place(file: str) -> None:
+    """The job has the recipes under the names that they have below this folder, and their own names follow from that.
+
+    Raises:
+        ConfigError: the recipe lies outside this folder, or would be called otherwise there.
+    """
+    here = _here(file)
+    if here.startswith(".."):
+        raise ConfigError(f"{file}: lies outside of {Path.cwd()}; submit from a folder above it")
+    # Where nothing is above this folder, the name is what it will be in the job.
+    called, asked = recipe_name(Path("/") / here), recipe_name(Path(file))
+    if "://" not in file and called != asked:
+        raise ConfigError(
+            f"{file}: is called {asked}, but would be {called} in the job; submit from the folder above jobs"
+        )
