@@ -179,7 +179,7 @@ def _copy(text: str, cwd: Path, root: Path) -> None:
     for source in sources:
         path = base / source.removeprefix("/")
         if path.is_dir():
-            shutil.copytree(path, cwd / target, ignore=lambda folder, names: _kept_out(folder, names, base))
+            shutil.copytree(path, cwd / target, ignore=lambda folder, names: _kept_out(str(folder), names, base))
         else:
             (cwd / target).mkdir(exist_ok=True, parents=True)
             shutil.copy(path, cwd / target)

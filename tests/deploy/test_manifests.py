@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from slime_ray.overrides import load_evaluation, load_pipeline, load_recipe, load_serving, load_study
+from slime_ray.overrides import load_evaluation, load_recipe, load_serving
+from slime_ray.pipeline import recipes as pipelines
+from slime_ray.search import loading as studies
 from slime_ray.serving.gateway.keys import add_key
 from tests.deploy.commands import JOBS, job, laid_out
 from tests.deploy.manifests import KUBERAY, OVERLAYS, ROOT, Manifest, build, built, containers_in
@@ -255,24 +256,23 @@ def test_a_job_s_recipe_is_one(overlay: str, name: str, tmp_path: Path) -> None:
             assert trained.runs_dir == values["RUNS_DIR"]
             assert trained.training.use_gpu == (overlay == "gpu")
         case "tune":
-            study = load_study(recipe, overrides)
+            study, varied = studies.load(str(recipe), overrides)
             assert study.studies_dir == values["STUDIES_DIR"]
-            load_recipe(study.recipe)
+            assert varied.runs_dir == values["RUNS_DIR"]  # where it finds what it starts from
         case "evaluate":
             asked = load_evaluation(recipe, overrides)
             assert asked.evaluations_dir == values["EVALUATIONS_DIR"]
-            served = tomllib.loads((place.app / "recipes" / "endpoint.toml").read_text())["models"]
-            assert asked.models.keys() == served.keys()
+            served = load_serving(place.app / "recipes" / "endpoint.toml")
+            assert asked.models.keys() == served.models.keys()
             # KubeRay calls the service of the RayService NAME so.
             (service,) = of_kind(overlay, "RayService")
             url = f"http://{service['metadata']['name']}-serve-svc:8000/v1"
             assert {model.base_url for model in asked.models.values()} == {url}
         case "pipeline":
-            loaded = load_pipeline(recipe)
-            parts = {(recipe.parent / part).resolve() for part in (*loaded.train, loaded.serve, loaded.evaluate)}
-            assert all(part.is_file() for part in parts)
-            served = load_serving(recipe.parent / loaded.serve)
-            assert load_evaluation(recipe.parent / loaded.evaluate).models.keys() <= served.models.keys()
+            _, stages, served, asked = pipelines.read(recipe, overrides)
+            assert {each.runs_dir for each in (*stages, served)} == {values["RUNS_DIR"]}
+            assert asked.evaluations_dir == values["EVALUATIONS_DIR"]
+            assert asked.models.keys() <= served.models.keys()
 
 
 @every_overlay
