@@ -20,8 +20,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from slime_ray.errors import RunError
-from slime_ray.storage import create, remove, remove_empty, write_bytes
+from slime_ray.errors import RunError, StorageError
+from slime_ray.storage import create, names, read_bytes, remove, remove_empty, write_bytes
 
 BEAT_S = 2.0
 # A counter that stands still for so long belongs to a holder that is dead, or cut off for good.
@@ -103,7 +103,7 @@ class Lease:
 
     def look(self) -> Wish:
         """The wish, with a fresh look at whether the lease is still ours: before something is made final."""
-        with self._lock, suppress(OSError):
+        with self._lock, suppress(OSError, StorageError):
             self._check()
         return self.wish
 
@@ -134,7 +134,7 @@ class Lease:
 
     def _keep_alive(self) -> None:
         while not self._ended.wait(BEAT_S):
-            with self._lock, suppress(OSError):  # a disk that fails for a moment costs no lease
+            with self._lock, suppress(OSError, StorageError):  # storage that fails for a moment costs no lease
                 self._check()
                 if self._lost:
                     return
@@ -147,7 +147,7 @@ class Lease:
 
     def _update(self, **changes: object) -> None:
         self._entry = self._entry.model_copy(update=changes)
-        with suppress(OSError):  # one that stays full stops the run where it writes
+        with suppress(OSError, StorageError):  # storage that goes on failing stops the run where it writes
             write_bytes(_file(self.folder, self.number), self._entry.model_dump_json().encode())
 
 
@@ -170,7 +170,7 @@ class LeaseReader:
 
     def look(self) -> Wish:
         """The wish, with a fresh look at whether the lease still counts."""
-        with self._lock, suppress(OSError):  # the next look may see more
+        with self._lock, suppress(OSError, StorageError):  # the next look may see more
             entry = read(self._folder, self._number)
             passed = newest(self._folder) != self._number
             if passed or self._watch.alive(entry) is False or (entry and not self._is_ours(entry)):
@@ -254,18 +254,17 @@ def acquire(
 
 def newest(folder: Path) -> int:
     """The number of the lease that counts, 0 where there is none."""
-    if not folder.exists():
-        return 0
-    try:
-        return max((int(path.stem) for path in folder.iterdir() if path.stem.isdigit()), default=0)
-    except FileNotFoundError:  # removed meanwhile
-        return 0
+    return max(_numbers(folder), default=0)
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(stem) for name in names(folder) if (stem := Path(name).stem).isdigit()]
 
 
 def read(folder: Path, number: int) -> Entry | None:
     """What a lease's file says; None where it is gone, or caught while it is written."""
     try:
-        return Entry.model_validate_json(_file(folder, number).read_bytes())
+        return Entry.model_validate_json(read_bytes(_file(folder, number)))
     except (FileNotFoundError, ValidationError):
         return None
 
@@ -297,9 +296,9 @@ def _take(folder: Path, number: int, *, after: Entry | None) -> Lease | None:
     if newest(folder) != number or (before is not None and before != after):
         remove(_file(folder, number))
         return None
-    for path in folder.iterdir():
-        if path.stem.isdigit() and int(path.stem) < number:
-            remove(path)
+    for earlier in _numbers(folder):
+        if earlier < number:
+            remove(_file(folder, earlier))
     return Lease(folder, number, entry)
 
 

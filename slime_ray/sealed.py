@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slime_ray.errors import RunError
-from slime_ray.storage import json_hash, write_json
+from slime_ray.storage import json_hash, read_bytes, write_json
 
 
 class Sealed(BaseModel):
@@ -29,10 +29,12 @@ class Sealed(BaseModel):
         Raises:
             RunError: the file is no such record, or it was changed since it was written.
         """
-        if not path.is_file():
+        try:
+            data = read_bytes(path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(data)
         except ValueError as error:
             raise RunError(f"{path}: the file is no JSON ({error}); {_ADVICE}") from None
         seal = values.pop("seal", None) if isinstance(values, dict) else None

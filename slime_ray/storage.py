@@ -1,7 +1,8 @@
 """Files in a local folder or behind an fsspec URL: hashed by content, written whole or not at all.
 
 A place is a `pathlib.Path`, or for a URL a `UPath`, which has the same methods. What only one of the two can do
-(replace a file in one step, create it exclusively, say how much room is left) is here and nowhere else.
+(replace a file in one step, create it exclusively, say how much room is left) is here and nowhere else. What another
+process writes behind a URL is seen at once: no listing is kept. How long S3 is waited for is `s3`'s business.
 """
 
 from __future__ import annotations
@@ -37,22 +38,70 @@ _DISK = {
 }
 
 
+# By name, so that it is imported where S3 is used.
+fsspec.register_implementation("s3", "slime_ray.s3.S3Files", clobber=True, errtxt="s3fs: pip install 'slime-ray[s3]'")
+# Buckets that have answered this process.
+_reached: set[str] = set()
+
+
 def place(name: str) -> Path:
-    """The absolute path of a local name, or what a URL such as s3://bucket/runs names.
+    """The absolute path of a local name, or what a URL such as s3://bucket/runs names; raises as `named`."""
+    return named(name) if is_url(name) else Path(name).expanduser().absolute()
+
+
+def named(name: str) -> Path:
+    """The path of a local name as it was given, or what a URL names.
 
     Raises:
-        StorageError: no file system is known for the URL, or its package is not installed.
+        StorageError: no file system is known for the URL, or its package is not installed; its bucket is not there,
+            must not be seen, or does not answer.
     """
+    found = _named(name)
+    if not is_local(found):
+        _reach(cast(UPath, found))
+    return found
+
+
+def _named(name: str) -> Path:
     protocol, separator, path = name.partition("://")
     if not separator:
-        return Path(name).expanduser().absolute()
+        return Path(name)
     if protocol in ("file", "local"):
         return Path(path)
     try:
         fsspec.get_filesystem_class(protocol)
+        return cast(Path, UPath(name.rstrip("/"), use_listings_cache=False))
     except (ImportError, ValueError) as error:
         raise StorageError(f"{name}: no file system for this URL ({error}); install its package") from None
-    return cast(Path, UPath(name))
+
+
+def _reach(remote: UPath) -> None:
+    """See that a bucket answers, once a process: a mistake is told before anything is waited for or done."""
+    bucket = f"{remote.protocol}://{remote.path.partition('/')[0]}"
+    if remote.protocol != "s3" or bucket in _reached:
+        return
+    from slime_ray.s3 import first_contact
+
+    with first_contact(), suppress(FileNotFoundError):
+        remote.fs.info(remote.path)
+    _reached.add(bucket)
+
+
+def beside(file: str | Path, name: str) -> Path:
+    """What a file means by a name: relative to its own folder, or behind its own URL; a URL or absolute path is that.
+
+    Raises:
+        StorageError: as `named`.
+    """
+    folder = named(str(file)).parent
+    if is_url(name):
+        return named(name)
+    return folder / name if is_local(folder) else (folder / name).resolve()
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is that of a place behind a URL, as s3://bucket/runs is."""
+    return "://" in name
 
 
 def is_local(path: Path) -> bool:
@@ -92,7 +141,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; once this returns it survives a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(path):
-        path.write_bytes(data)
+        remote = cast(UPath, path)
+        remote.fs.pipe_file(remote.path, data)
         return
     neighbour = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -116,8 +166,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_bytes(path: Path, start: int = 0) -> bytes:
+    """A file's bytes from a position on, as they are at one moment: also of a file that is being written anew."""
+    if is_local(path):
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
+    remote = cast(UPath, path)
+    return cast(bytes, remote.fs.cat_file(remote.path, start=start or None))
+
+
 def create(path: Path, data: bytes) -> bool:
-    """Write a file that is not there yet; False where someone else was first."""
+    """Write a file that is not there yet; False where someone else was first.
+
+    Args:
+        path: the file.
+        data: what tells this writer from all others, so that one whose answer was lost knows itself.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if is_local(path):
@@ -127,12 +192,20 @@ def create(path: Path, data: bytes) -> bool:
             remote = cast(UPath, path)
             remote.fs.pipe_file(remote.path, data, mode="create")
     except FileExistsError:
-        return False
+        return not is_local(path) and read_bytes(path) == data
     return True
 
 
 def append_text(path: Path, text: str) -> None:
     """Add lines to the end of a file; after one that a crash cut short they begin on a new line."""
+    if not is_local(path):  # where files are whole and nothing can be added
+        try:
+            written = read_bytes(path)
+        except FileNotFoundError:
+            written = b""
+        torn = bool(written) and not written.endswith(b"\n")
+        write_bytes(path, written + b"\n" * torn + text.encode())
+        return
     torn = False
     if path.exists() and path.stat().st_size:
         with path.open("rb") as file:
@@ -144,10 +217,21 @@ def append_text(path: Path, text: str) -> None:
 
 def whole_lines(path: Path) -> list[str]:
     """The lines of a file that end with a line break: one that is being written is left for later."""
-    if not path.exists():
+    try:
+        content = read_bytes(path)
+    except FileNotFoundError:
         return []
-    content = path.read_bytes()
     return [line for line in content[: content.rfind(b"\n") + 1].decode().split("\n") if line]
+
+
+def names(folder: Path) -> list[str]:
+    """The names of what lies in a folder; none where there is no such folder."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if is_local(folder):
+            return os.listdir(folder)
+        remote = cast(UPath, folder)
+        return [str(path).rstrip("/").rpartition("/")[2] for path in remote.fs.ls(remote.path, detail=False)]
+    return []
 
 
 def flush(path: Path) -> None:
@@ -166,30 +250,51 @@ def cache_home() -> Path:
     return Path(named or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/slime-ray").expanduser()
 
 
-def fetch(folder: Path) -> Path:
-    """The folder itself if it is local, else a copy of it on this machine, made once for the files as they are."""
-    if is_local(folder):
-        return folder
-    remote = cast(UPath, folder)
-    states = [f"{path} {remote.fs.ukey(path)}" for path in sorted(remote.fs.find(remote.path))]
-    copy = cache_home() / text_hash([str(folder), *states])[:32]
+def fetch(place: Path) -> Path:
+    """A file or folder itself if it is local, else a copy of it on this machine, made once for the files as they are.
+
+    Raises:
+        FileNotFoundError: there is nothing of this name.
+    """
+    if is_local(place):
+        return place
+    remote = cast(UPath, place)
+    found = _remote_files(place)
+    if not found:
+        raise FileNotFoundError(str(place))
+    copy = cache_home() / text_hash([str(place), *(f"{name} {_state(found[name])}" for name in sorted(found))])[:32]
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=copy.parent) as unfinished:
-            remote.fs.get(remote.path, f"{unfinished}/copy", recursive=True)
+            if remote.path in found:
+                remote.fs.get_file(remote.path, f"{unfinished}/copy")
+            else:
+                remote.fs.get(remote.path, f"{unfinished}/copy", recursive=True)
             with suppress(OSError):  # another process made the same copy
                 Path(unfinished, "copy").rename(copy)
     return copy
 
 
+def _state(info: dict[str, Any]) -> str:
+    """What a file system says of a file that changes with its content."""
+    return " ".join(str(info.get(key)) for key in ("size", "ETag", "etag", "created", "mtime", "LastModified"))
+
+
 def local_name(name: str) -> str:
     """A name that a library may open: that of a local copy for a URL, any other as it is."""
-    return str(fetch(place(name))) if "://" in name else name
+    return str(fetch(_named(name))) if is_url(name) else name
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Inside, a local folder to write into; in the end it is `folder`, whatever was there before."""
+def new_folder(folder: Path, *, last: str | None = None) -> Iterator[Path]:
+    """Inside, a local folder to write into; in the end it is `folder`, whatever was there before.
+
+    Args:
+        folder: where it lies in the end.
+        last: the file that makes it whole; it is the first to be removed and the last to be there.
+    """
+    if last is not None:
+        remove(folder / last)
     remove(folder)
     if is_local(folder):
         folder.mkdir(parents=True)
@@ -197,7 +302,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as temporary:
         yield Path(temporary)
-        upload(Path(temporary), folder)
+        upload(Path(temporary), folder, last=last)
 
 
 def upload(local: Path, folder: Path, *, last: str | None = None) -> None:
@@ -236,6 +341,8 @@ def free_bytes(path: Path) -> int | None:
 
 def used_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
+    if not is_local(folder):
+        return sum(info["size"] for info in _remote_files(folder).values())
     total = 0
     for path in folder.rglob("*") if folder.exists() else ():
         with suppress(FileNotFoundError):  # a run that is trained removes what it needs no more
@@ -253,15 +360,41 @@ def size_text(size: float) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
+    """The SHA-256 of a file's bytes, in hex; behind a URL what was read once is remembered under the object's tag."""
+    if is_local(path):
+        return _digest(path)
+    remote = cast(UPath, path)
+    state = remote.fs.info(remote.path)
+    known = cache_home() / "hashes" / text_hash([str(path), _state(state)])[:32]
+    if "ETag" not in state:
+        return _digest(path)
+    if not known.exists():
+        write_text(known, _digest(path))
+    return known.read_text()
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
 
 
 def folder_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size in bytes and SHA-256 of every file below a folder, by its path in it; hidden files are left out."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": file_hash(p)} for p in files}
+    if is_local(folder):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    else:
+        sizes = {name: info["size"] for name, info in _remote_files(folder).items()}
+    shown = sorted(Path(name) for name in sizes if not Path(name).name.startswith("."))
+    return {str(name): {"size": sizes[str(name)], "sha256": file_hash(folder / name)} for name in shown}
+
+
+def _remote_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a file system says of every file below a folder behind a URL, by its path in it."""
+    remote = cast(UPath, folder)
+    found = cast(dict[str, dict[str, Any]], remote.fs.find(remote.path, detail=True))
+    above = remote.path.rstrip("/") + "/"
+    return {path.removeprefix(above): info for path, info in found.items() if not path.endswith("/")}
 
 
 def text_hash(parts: Iterable[str]) -> str:

@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1]
 # A part imports parts of earlier steps and itself; parts on one step do not import each other.
 STEPS: list[set[str]] = [
     {"errors"},
+    {"s3"},
+    {"storage"},
     {"config"},
     {"overrides"},
-    {"storage"},
     {"sealed", "lease"},
     {"manifest"},
     {"runs"},

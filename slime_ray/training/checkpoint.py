@@ -13,13 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from slime_ray.checkpoints import MANIFEST, Checkpoint, CheckpointManifest, discard
+from slime_ray.checkpoints import MANIFEST, Checkpoint, CheckpointManifest
 from slime_ray.runs import to_lines
-from slime_ray.storage import flush, folder_files, is_local, whole_lines, write_json, write_text
+from slime_ray.storage import (
+    flush,
+    folder_files,
+    is_local,
+    new_folder,
+    read_bytes,
+    whole_lines,
+    write_json,
+    write_text,
+)
 
 _WEIGHTS, _OPTIMIZER, _POSITION = "model.safetensors", "optimizer.safetensors", "position.json"
 # The lines of metrics.jsonl so far: what a run that goes on from here has to begin with.
@@ -92,13 +101,12 @@ def write_checkpoint(snapshot: Snapshot, folder: Path, *, run: str, may_commit: 
     Returns:
         Whether the checkpoint was completed.
     """
-    discard(folder)
-    folder.mkdir(parents=True)
-    _save(snapshot.weights, folder / _WEIGHTS)
-    _save(snapshot.optimizer, folder / _OPTIMIZER)
-    write_json(folder / _POSITION, snapshot.position)
-    write_text(folder / _METRICS, to_lines(snapshot.lines))
-    files = folder_files(folder)
+    with new_folder(folder, last=MANIFEST) as here:
+        _save(snapshot.weights, here / _WEIGHTS)
+        _save(snapshot.optimizer, here / _OPTIMIZER)
+        write_json(here / _POSITION, snapshot.position)
+        write_text(here / _METRICS, to_lines(snapshot.lines))
+        files = folder_files(here)
     if not may_commit():
         return False
     manifest = CheckpointManifest(run=run, step=snapshot.step, evaluation=snapshot.evaluation, files=files)
@@ -153,18 +161,9 @@ def _to_host(value: Tensor) -> Tensor:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    if is_local(path):
-        save_file(tensors, path)
-        flush(path)
-    else:
-        from safetensors.torch import save
-
-        path.write_bytes(save(tensors))
+    save_file(tensors, path)
+    flush(path)
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    if is_local(path):
-        return load_file(path)
-    from safetensors.torch import load
-
-    return load(path.read_bytes())
+    return load_file(path) if is_local(path) else load(read_bytes(path))

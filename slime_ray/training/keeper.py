@@ -5,12 +5,13 @@ The first worker alone writes; all workers end at the same step.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 from slime_ray.checkpoints import MANIFEST, Checkpoint, folder_of, newest_sound
 from slime_ray.config.recipe import Recipe
-from slime_ray.errors import ConfigError, RunError, SlimeRayError
+from slime_ray.errors import ConfigError, RunError, SlimeRayError, StorageError
 from slime_ray.lease import Wish
 from slime_ray.runs import Run
 from slime_ray.storage import is_local, remove
@@ -22,6 +23,9 @@ from slime_ray.training.saver import Saver
 from slime_ray.training.tensorboard import Board
 
 Report = Callable[[dict[str, float]], None]
+
+# Between two writes of metrics.jsonl behind a URL, where nothing can be added to a file.
+METRICS_S = 5.0
 
 
 class Orders(Protocol):
@@ -59,6 +63,8 @@ class RunKeeper:
         self._held_out, self._report = held_out, report
         self._lines: list[dict[str, float]] = []
         self._answered = 0
+        self._written_at = time.monotonic()
+        self._unwritten = False
         self._saver: Saver | None = None
         self._board: Board | None = None
         # Why the guard stopped the run, once it did; on the first worker.
@@ -84,10 +90,14 @@ class RunKeeper:
     def log(self, metrics: dict[str, float]) -> None:
         """Keep a line of metrics."""
         if self._board is not None:
-            if is_local(self._run.folder):  # where a look costs next to nothing
-                self.check_hold()
             self._lines.append(metrics)
-            self._run.log(metrics)
+            if is_local(self._run.folder):  # where a look and a line cost next to nothing
+                self.check_hold()
+                self._run.log(metrics)
+            else:
+                self._unwritten = True
+                if time.monotonic() - self._written_at > METRICS_S:
+                    self._write_lines()
             self._board.add(metrics)
         self._report(metrics)
 
@@ -113,6 +123,7 @@ class RunKeeper:
                 self._save(state, evaluation, now=bool(ending) or last)
             except SlimeRayError as found:
                 ending, error = Ending.FAILED, found
+                self._unwritten &= not isinstance(found, StorageError)
         ending = largest(ending)
         if error is not None:
             raise error
@@ -126,6 +137,8 @@ class RunKeeper:
 
     def close(self) -> None:
         """Write what is still in memory, and leave no thread that writes."""
+        if self._unwritten and self._orders.wish != "lost":
+            self._write_lines()
         if self._saver is not None:
             self._saver.join()
         if self._board is not None:
@@ -138,6 +151,11 @@ class RunKeeper:
                 f"{self._run.name}: another process holds this run now, or the command that trained it is gone; "
                 "nothing more was written. Run the command again to go on from the last checkpoint"
             )
+
+    def _write_lines(self) -> None:
+        self._unwritten = False  # also where it fails: storage that is given up is not asked once more
+        self._run.set_metrics(self._lines)
+        self._written_at = time.monotonic()
 
     def _look(self, state: LoopState, evaluation: dict[str, float]) -> int:
         assert self._saver is not None

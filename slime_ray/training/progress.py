@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from slime_ray.errors import StorageError
 from slime_ray.runs import Run
+from slime_ray.storage import read_bytes
 
 _POLL_S = 0.5
 _SECONDS_BETWEEN_LINES = 10.0
@@ -39,14 +42,12 @@ class NewMetrics:
         """What was written since the last look; all of it, where the file was written anew meanwhile."""
         try:
             found = self._path.stat()
+            identity, position = self._read
+            if found.st_ino != identity or found.st_size < position:
+                position = 0  # written anew when the run went on from a checkpoint
+            written = read_bytes(self._path, position) if found.st_size > position else b""
         except FileNotFoundError:
             return []
-        identity, position = self._read
-        if found.st_ino != identity or found.st_size < position:
-            position = 0  # written anew when the run went on from a checkpoint
-        with self._path.open("rb") as file:
-            file.seek(position)
-            written = file.read()
         whole = written[: written.rfind(b"\n") + 1]
         self._read = (found.st_ino, position + len(whole))
         return [json.loads(line) for line in whole.splitlines()]
@@ -109,13 +110,18 @@ class Progress:
 
     def _latest(self) -> dict[str, float] | None:
         """The last step's metrics; evaluations have lines of their own. Reads only what was written since."""
-        steps = [line for line in self._metrics.lines() if "loss" in line]
+        steps: list[dict[str, float]] = []
+        with suppress(StorageError):  # the run itself tells of it
+            steps = [line for line in self._metrics.lines() if "loss" in line]
         self._last = steps[-1] if steps else self._last
         return self._last
 
     def _news(self) -> list[str]:
         """Warnings since the last look; what else happened is told by the command itself."""
-        events = self._run.events()
+        try:
+            events = self._run.events()
+        except StorageError:
+            return []
         new, self._told = events[self._told :], len(events)
         return [f"{self._run.name}: warning: {event.message}" for event in new if event.kind == "warning"]
 

@@ -14,6 +14,7 @@ from slime_ray.overrides import load_recipe
 from slime_ray.runs import Run, all_runs, find_run
 from slime_ray.storage import place
 from slime_ray.training.fit import train
+from slime_ray.training.keeper import RunKeeper
 from slime_ray.training.stage import resolve
 
 WriteRecipe = Callable[..., Path]
@@ -68,15 +69,15 @@ def test_a_run_behind_a_url_goes_on_from_its_checkpoint(
     here = train(load_recipe(recipe))
     remote = load_recipe(recipe, [f"runs_dir={url}"])
     run = resolve(remote).run
-    log = Run.log
+    log = RunKeeper.log
 
-    def fail(self: Run, metrics: dict[str, float]) -> None:
+    def fail(self: RunKeeper, metrics: dict[str, float]) -> None:
         log(self, metrics)
         if metrics["step"] == 5:
             raise RuntimeError("pulled out")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "log", fail)
+        patched.setattr(RunKeeper, "log", fail)
         with pytest.raises(RuntimeError, match="pulled out"):
             train(remote)
     assert run.state() == "interrupted"
