@@ -1,4 +1,4 @@
-"""What may be removed from a runs folder, and removing it: checkpoints past their use, and what a crash left behind."""
+"""What may be removed from a runs folder, and removing it: checkpoints that are past their use or not complete."""
 
 from __future__ import annotations
 
@@ -33,8 +33,6 @@ def prune(runs_dir: Path) -> tuple[list[Removed], list[str]]:
     """
     removed: list[Removed] = []
     left: list[str] = []
-    # A run that is trained on Ray has such a folder while it is held.
-    of_ray = sorted(runs_dir.glob(".ray-*"))
     for run in all_runs(runs_dir, left):
         if (holder := held_by(run.lease)) is not None:
             left.append(f"{run.name}: held by process {holder.pid} on {holder.host}")
@@ -47,8 +45,6 @@ def prune(runs_dir: Path) -> tuple[list[Removed], list[str]]:
                 lease.forget()
         except RunError as error:
             left.append(f"{run.name}: {error}")
-    if not left:
-        removed += [_remove(path, "left by a command that was killed") for path in of_ray]
     return removed, left
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -149,10 +150,11 @@ class _Follower:
     def _follow(self) -> None:
         asked = False
         while not self._ended.wait(_LOOK_S):
-            if not asked and (self._orders.wish in ("stop", "lost") or self._order.stop.exists()):
-                asked = True
-                self._stop()
-            self._tell()
+            with suppress(StorageError):  # the run itself tells of it
+                if not asked and (self._orders.wish in ("stop", "lost") or self._order.stop.exists()):
+                    asked = True
+                    self._stop()
+                self._tell()
 
     def _tell(self) -> None:
         from ray import tune

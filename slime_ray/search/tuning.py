@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 import uuid
@@ -115,7 +116,9 @@ def _tune(course: Course) -> None:
 
     def fit() -> None:
         try:
-            _tuner(course).fit()
+            # Of Ray's own files, which its driver alone writes: trials report no checkpoint.
+            with tempfile.TemporaryDirectory(prefix="slime-ray-", ignore_cleanup_errors=True) as folder:
+                _tuner(course, folder).fit()
         except BaseException as error:  # raised again below, in the thread that waits
             raised.append(error)
 
@@ -143,7 +146,7 @@ def _look_for_room(course: Course) -> None:
         course.halt(error)
 
 
-def _tuner(course: Course) -> tune.Tuner:
+def _tuner(course: Course, folder: str) -> tune.Tuner:
     return tune.Tuner(
         tune.with_resources(carry_out, _taken(course.bench.recipe.training)),
         tune_config=tune.TuneConfig(
@@ -157,7 +160,7 @@ def _tuner(course: Course) -> tune.Tuner:
         ),
         run_config=tune.RunConfig(
             name="trials",
-            storage_path=str(course.scratch),
+            storage_path=folder,
             verbose=0,
             stop=_Halted(course),
             callbacks=[_Noting(course)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from slime_ray.data.token_cache import PreparedData, open_tokens
 from slime_ray.errors import ClusterError, GuardError, Interrupted, SlimeRayError
 from slime_ray.lease import Lease, LeaseReader
 from slime_ray.runs import Run
-from slime_ray.storage import disk_errors, remove
+from slime_ray.storage import disk_errors
 from slime_ray.training.cluster import (
     check_resources,
     connected,
@@ -231,9 +232,8 @@ def _attempt(stage: Stage, tokens: Path, lease: Lease, beside: int) -> Ending:
     from slime_ray.training.loop import Ending
 
     settings = stage.recipe.training
-    # Ray wants a folder that every node sees; the runs folder is one.
-    storage = stage.run.runs_dir / f".ray-{uuid.uuid4().hex[:8]}"
-    try:
+    # Of Ray's own files, which its controller alone writes, on this node: workers report no checkpoint.
+    with tempfile.TemporaryDirectory(prefix="slime-ray-", ignore_cleanup_errors=True) as scratch:
         trainer = TorchTrainer(
             _worker,
             train_loop_config={
@@ -251,13 +251,11 @@ def _attempt(stage: Stage, tokens: Path, lease: Lease, beside: int) -> Ending:
             # Our run folder is the only truth; Ray gets metrics, no checkpoints, and a fresh name each time.
             run_config=RunConfig(
                 name=f"{Path(stage.run.name).name}-{uuid.uuid4().hex[:8]}",
-                storage_path=str(storage),
+                storage_path=scratch,
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
         )
         return Ending(_fit(trainer, stage, lease))
-    finally:
-        remove(storage)
 
 
 def _fit(trainer: Any, stage: Stage, lease: Lease) -> int:

@@ -170,5 +170,4 @@ def test_trials_on_workers_of_ray_train(write_study: WriteStudy, tune: Tune, tmp
     found = read_trials(folder_of(tmp_path))
     assert [trial.state in ("finished", "stopped") for trial in found] == [True] * 2
     assert all(trial.curve for trial in found)
-    assert not list((tmp_path / "runs").glob(".ray-*"))
     wait_until(lambda: not marked(str(tmp_path)), timeout_s=30)

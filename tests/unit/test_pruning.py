@@ -207,14 +207,12 @@ def test_a_held_run_is_left_alone_and_named(runs: Path) -> None:
         for step in (1, 2, 3, 4):
             save(run, step)
         write_bytes(folder_of(run.checkpoints, 5) / "half", b"")
-    write_bytes(runs / ".ray-abc" / "state", b"ray")
     holder = Holder(host="far", pid=7, machine="another boot", started="1")
     write_bytes(held.lease / "000003.json", Entry(holder=holder).model_dump_json().encode())
     before = tree(runs)
     found, left = prune(runs)
     assert left == [f"{held.name}: held by process 7 on far"]
     assert [item.path for item in found] == [folder_of(free.checkpoints, step) for step in (5, 1, 2, 3)]
-    # What Ray left may be the held run's.
     assert tree(runs) == without(before, *(checkpoint(free, step) for step in (1, 2, 3, 5)))
 
 
@@ -232,27 +230,12 @@ def test_a_run_that_this_process_holds_is_left_alone_too(tmp_path: Path) -> None
     assert not run.lease.exists()
 
 
-def test_what_a_killed_command_left_goes_when_no_run_is_held(runs: Path) -> None:
-    run, _ = begin(runs)
-    save(run, 1)
-    for name in (".ray-abc/state", ".ray-xyz/deep/state", "ray-abc/state", ".cache/.ray-abc/state"):
-        write_bytes(runs / name, b"12345")
-    before = tree(runs)
-    found, left = prune(runs)
-    assert left == []
-    assert [(item.path, item.size, item.reason) for item in found] == [
-        (runs / name, 5, "left by a command that was killed") for name in (".ray-abc", ".ray-xyz")
-    ]
-    assert tree(runs) == without(before, ".ray-abc", ".ray-xyz")
-
-
 def test_a_run_whose_settings_cannot_be_read_is_left_alone(runs: Path) -> None:
     broken, good = begin(runs, "a")[0], begin(runs, "b", keep_last=1)[0]
     for run in (broken, good):
         for step in (1, 2):
             save(run, step)
     write_bytes(broken.folder / "config.json", b"{")
-    write_bytes(runs / ".ray-abc" / "state", b"ray")
     before = tree(runs)
     found, left = prune(runs)
     assert [item.path for item in found] == [folder_of(good.checkpoints, 1)]
