@@ -61,7 +61,7 @@ def load_tokenizer(name: str, chat_template: str | None) -> PreTrainedTokenizerB
         raise ModelError(f"tokenizer {name}: {reason} ({detail})") from None
     if chat_template is not None:
         try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+            tokenizer.chat_template = Path(local_name(chat_template)).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"model.chat_template = {chat_template!r}: not a readable Jinja file ({error})") from None
     if not tokenizer.chat_template:

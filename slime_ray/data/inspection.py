@@ -173,7 +173,7 @@ class _PromptKeys:
 
     def beside(self, entry: str) -> frozenset[str] | None:
         """For an eval file the prompts of the training files, for any other those of the eval files, if there are."""
-        is_eval = os.path.realpath(entry) in map(os.path.realpath, self._data.eval)
+        is_eval = entry in self._data.eval or os.path.realpath(entry) in map(os.path.realpath, self._data.eval)
         others = tuple(self._data.train if is_eval else self._data.eval)
         if not others:
             return None

@@ -1,9 +1,10 @@
-"""From an entry of `data.train` (a file, a folder, a hub name) to raw rows that know where they stand."""
+"""From an entry of `data.train` (a file, a folder, a URL, a hub name) to raw rows that know where they stand."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import re
 import zlib
@@ -15,11 +16,13 @@ from typing import Any, BinaryIO, cast
 
 from slime_ray.data.hub import HubEntry
 from slime_ray.errors import DataError
-from slime_ray.storage import file_hash
+from slime_ray.storage import file_hash, is_local, is_url, named
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 """The files that are read. JSON and JSON Lines are told apart by their content."""
 
+# Of a file behind a URL, whose own reading of lines is slow.
+_BUFFER = 2**20
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -71,19 +74,23 @@ def content_hash(entries: Sequence[str]) -> str:
 
 
 def _hub_entry(entry: str) -> HubEntry | None:
-    if Path(entry).exists() or entry.lower().endswith(SUFFIXES):
+    if is_url(entry) or Path(entry).exists() or entry.lower().endswith(SUFFIXES):
         return None
     return HubEntry.parse(entry)
 
 
 def _files(entry: str) -> list[Path]:
-    path = Path(entry)
+    path = named(entry)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if _is_supported(file) and file.is_file())
+        files = sorted(
+            (file for file in path.iterdir() if _is_supported(file) and file.is_file()), key=lambda file: file.name
+        )
         if not files:
             raise DataError(f"{entry}: no file in this folder is one of {', '.join(SUFFIXES)}")
         return files
     if not path.exists():
+        if is_url(entry):
+            raise DataError(f"{entry}: there is no such file or folder")
         raise DataError(
             f"{entry}: neither a file or folder here nor a reachable hub name (org/name[:split][@revision])"
         )
@@ -109,8 +116,9 @@ def _file_rows(path: Path) -> Iterator[SourceRow]:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked."""
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            yield cast(BinaryIO, file)
+        with path.open("rb") as raw:
+            file = cast(BinaryIO, raw if is_local(path) else io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER))
+            yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if path.suffix.lower() == ".gz" else file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
     except OSError as error:
@@ -178,7 +186,7 @@ def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with path.open("rb") as raw, pyarrow.parquet.ParquetFile(path if is_local(path) else raw) as file:
             number = 0
             for batch in file.iter_batches(batch_size=1024):
                 for fields in batch.to_pylist():

@@ -1,4 +1,4 @@
-"""Where a model lies: a finished run, a folder, or the hub; and the hash that stands for its content. No torch."""
+"""Where a model lies: a run, a folder, a URL, the hub; and the hash that stands for its content. Loads no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slime_ray.errors import ModelError
 from slime_ray.runs import find_run
-from slime_ray.storage import file_hash, folder_files, json_hash, text_hash
+from slime_ray.storage import file_hash, folder_files, is_url, json_hash, named, text_hash
 
 _WEIGHTS = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
 
@@ -17,7 +17,7 @@ class ModelSource:
     """A model that transformers can load.
 
     Attributes:
-        location: a folder, or a hub name.
+        location: a folder, also one behind a URL, or a hub name.
         revision: the commit of a hub name.
         hash: what a run's name is made from: the parent run's hash, the files' hash, or the commit.
         content: stands for the weights themselves: as `hash`, but a run that was trained again has another.
@@ -37,7 +37,7 @@ class ModelSource:
 
 
 def find_model(name: str, *, runs_dir: Path, key: str = "model.name") -> ModelSource:
-    """Resolve `run:NAME`, a folder or a hub name with an optional @revision; `key` is the setting that gave the name.
+    """Resolve `run:NAME`, a folder, its URL or a hub name with an optional @revision; `key` is the setting it is from.
 
     Raises:
         RunError: there is no such finished run.
@@ -47,12 +47,14 @@ def find_model(name: str, *, runs_dir: Path, key: str = "model.name") -> ModelSo
         manifest = find_run(runs_dir, name.removeprefix("run:"))
         final = str(runs_dir / manifest.name / "final")
         return ModelSource(final, None, manifest.hash, json_hash(manifest.files), manifest.name)
-    folder = Path(name).expanduser()
+    folder = named(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"{key} = {name!r}: the folder has no config.json; expected a Hugging Face model")
         files = {path: file for path, file in folder_files(folder).items() if Path(path).suffix in _WEIGHTS}
         return ModelSource(str(folder.absolute()), None, json_hash(files), json_hash(files))
+    if is_url(name):
+        raise ModelError(f"{key} = {name!r}: no such folder; expected one with a Hugging Face model")
     location, _, revision = name.partition("@")
     commit = _pinned(location, revision or None, asked=f"{key} = {name!r}")
     return ModelSource(location, commit, text_hash([location, commit]), text_hash([location, commit]))
@@ -60,9 +62,9 @@ def find_model(name: str, *, runs_dir: Path, key: str = "model.name") -> ModelSo
 
 def settings_hash(*, tokenizer: ModelSource | None, chat_template: str | None) -> list[str]:
     """What a tokenizer or chat template of one's own adds to the model's hash."""
-    if chat_template is not None and not Path(chat_template).is_file():
+    if chat_template is not None and not named(chat_template).is_file():
         raise ModelError(f"model.chat_template = {chat_template!r}: no such file; expected a Jinja template")
-    template = [file_hash(Path(chat_template))] if chat_template is not None else []
+    template = [file_hash(named(chat_template))] if chat_template is not None else []
     return [*([tokenizer.hash] if tokenizer else []), *template]
 
 

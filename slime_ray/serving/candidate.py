@@ -15,7 +15,17 @@ from slime_ray.errors import ModelError, RunError
 from slime_ray.manifest import Lineage, Manifest
 from slime_ray.model.source import ModelSource, find_model
 from slime_ray.runs import find_run
-from slime_ray.storage import cache_home, folder_files, is_local, json_hash, local_name, text_hash
+from slime_ray.storage import (
+    cache_home,
+    fetch,
+    folder_files,
+    is_local,
+    is_url,
+    json_hash,
+    local_name,
+    named,
+    text_hash,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
@@ -94,12 +104,12 @@ def find(name: str, settings: ServedModelConfig, *, runs_dir: Path) -> Candidate
         ModelError: there is no such model; it has no weights in safetensors, no tokenizer or no chat template.
     """
     key, source = f"models.{name}.source", settings.source
-    folder = Path(source).expanduser()
+    folder = named(source).expanduser()
     place = None if source.startswith("run:") or not folder.is_dir() else run_of(folder)
     if place is not None:
         runs_dir, source = place[0], f"run:{place[1]}"
     elif folder.is_dir() and (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
-        return _bare_adapter(name, settings, folder.absolute(), runs_dir=runs_dir)
+        return _bare_adapter(name, settings, fetch(folder.absolute()), label=folder_name(folder), runs_dir=runs_dir)
     found = find_model(source, runs_dir=runs_dir, key=key)
     files = _files(found, key=key)
     run = find_run(runs_dir, found.parent) if found.parent is not None else None
@@ -111,7 +121,7 @@ def find(name: str, settings: ServedModelConfig, *, runs_dir: Path) -> Candidate
     return Candidate(
         name=name,
         settings=settings,
-        location=found.location if is_local(runs_dir) or run is None else str(files),
+        location=str(files) if is_url(found.location) else found.location,
         revision=found.revision,
         content=found.content,
         label=run.name if run else found.location if found.revision else folder_name(folder),
@@ -129,15 +139,15 @@ def run_of(folder: Path) -> tuple[Path, str] | None:
     Raises:
         RunError: it is a run's folder, but lies elsewhere than where its runs folder would have it.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.abspath(folder)) if is_local(folder) else folder
     is_final = folder.name == "final"
     run = folder.parent if is_final else folder
     lineage = Lineage.read(run / "lineage.json")
     if lineage is None:
         return None
     parts = Path(lineage.name).parts
-    if run.parts[-len(parts) :] == parts:
-        return Path(*run.parts[: -len(parts)]), lineage.name
+    if tuple(run.parts[-len(parts) :]) == parts:
+        return run.parents[len(parts) - 1], lineage.name
     if is_final:
         return None  # a model like any other
     raise RunError(
@@ -148,7 +158,7 @@ def run_of(folder: Path) -> tuple[Path, str] | None:
 
 def folder_name(folder: Path) -> str:
     """What a folder is called, also where it is given as `.`."""
-    return os.path.basename(os.path.abspath(folder))
+    return os.path.basename(os.path.abspath(folder)) if is_local(folder) else folder.name
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -221,8 +231,10 @@ def _tokenizer(files: Path, settings: ServedModelConfig, *, runs_dir: Path, key:
     if not isinstance(asked, str):
         return files, settings
     found = find_model(asked, runs_dir=runs_dir, key=f"{key.removesuffix('source')}engine.tokenizer")
-    told = {"tokenizer": found.location} | ({"tokenizer_revision": found.revision} if found.revision else {})
-    return _files(found, key=key), settings.model_copy(update={"engine": settings.engine | told})
+    files = _files(found, key=key)
+    told = {"tokenizer": str(files) if is_url(found.location) else found.location}
+    told |= {"tokenizer_revision": found.revision} if found.revision else {}
+    return files, settings.model_copy(update={"engine": settings.engine | told})
 
 
 def _tokenizer_hash(folder: Path, *, key: str) -> str:
@@ -243,7 +255,7 @@ def _tokenizer_hash(folder: Path, *, key: str) -> str:
     return tokenizer_hash(tokenizer)
 
 
-def _bare_adapter(name: str, settings: ServedModelConfig, folder: Path, *, runs_dir: Path) -> Candidate:
+def _bare_adapter(name: str, settings: ServedModelConfig, folder: Path, *, label: str, runs_dir: Path) -> Candidate:
     key = f"models.{name}.source"
     config = read_json(folder / ADAPTER_CONFIG)
     if not (folder / "adapter_model.safetensors").is_file():
@@ -252,7 +264,7 @@ def _bare_adapter(name: str, settings: ServedModelConfig, folder: Path, *, runs_
     asked, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(asked, str) or not asked:
         raise ModelError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path is missing; set it to the adapter's base")
-    pinned = f"{asked}@{revision}" if revision and not Path(asked).is_dir() else asked
+    pinned = f"{asked}@{revision}" if revision and not named(asked).is_dir() else asked
     try:
         base = find(name, settings.model_copy(update={"source": pinned}), runs_dir=runs_dir)
     except (ModelError, RunError) as error:
@@ -267,7 +279,7 @@ def _bare_adapter(name: str, settings: ServedModelConfig, folder: Path, *, runs_
         location=str(cache_home().absolute() / "merged" / content[:32]),
         revision=None,
         content=content,
-        label=folder_name(folder),
+        label=label,
         files=base.files,
         tokenizer=(_tokenizer_hash(folder, key=key), folder) if own else base.tokenizer,
         runs_dir=runs_dir,

@@ -16,7 +16,7 @@ from slime_ray.serving.adapters import engines, rank
 from slime_ray.serving.candidate import Candidate, find, folder_name, run_of
 from slime_ray.serving.lineage import card, check_certificate
 from slime_ray.serving.served import Adapter, Served
-from slime_ray.storage import place
+from slime_ray.storage import named, place
 
 
 def recipe_of(arguments: Sequence[str], overrides: Sequence[str] = ()) -> ServingRecipe:
@@ -24,7 +24,8 @@ def recipe_of(arguments: Sequence[str], overrides: Sequence[str] = ()) -> Servin
 
     Args:
         arguments: RECIPE.toml alone, or sources: run:NAME, a run's or recipe's name, a run's folder, a Hugging Face
-            folder, a hub name with an optional @revision. A folder that is there goes before a run of this name.
+            folder, the URL of such folders, a hub name with an optional @revision. A folder that is there goes before
+            a run of this name.
         overrides: dotted.key=value. With sources, a key of [models.NAME] alone, such as cpus=0.5, is for all.
 
     Raises:
@@ -93,7 +94,7 @@ def _named(given: str, runs_dir: Path) -> tuple[str, str]:
     """What a source on a command line is served as, and the source as a recipe has it."""
     if given.startswith("run:"):
         return find_run(runs_dir, given.removeprefix("run:")).recipe, given
-    folder = Path(given).expanduser()
+    folder = named(given).expanduser()
     if folder.is_dir():
         run = run_of(folder)
         return find_run(*run).recipe if run else folder_name(folder), str(folder)

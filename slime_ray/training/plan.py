@@ -21,7 +21,7 @@ from slime_ray.errors import DataError, ModelError, RunError, SlimeRayError
 from slime_ray.model.loading import DTYPES, check_positions, check_vocabulary, empty_model, load_config
 from slime_ray.model.lora import add_lora
 from slime_ray.model.source import ModelSource, find_model
-from slime_ray.storage import place
+from slime_ray.storage import named, place
 from slime_ray.training.memory import Fit, fit_data, room_for_worker
 from slime_ray.training.stage import Stage, chat_format, prepare, resolve
 
@@ -191,7 +191,7 @@ def _missing(recipe: Recipe) -> dict[str, str]:
 
 
 def _model_missing(name: str, file: str, *, key: str, runs_dir: Path) -> str | None:
-    if Path(name).expanduser().is_dir():
+    if named(name).expanduser().is_dir():
         return None
     try:
         source = find_model(name, runs_dir=runs_dir, key=key)
@@ -215,7 +215,7 @@ def _is_elsewhere(name: str) -> bool:
 
 
 def _data_missing(entry: str, *, runs_dir: Path) -> str | None:
-    if Path(entry).exists():
+    if named(entry).exists():
         return None
     try:
         content_hash([entry])

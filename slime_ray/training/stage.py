@@ -14,7 +14,7 @@ from slime_ray.data.tokenization import ChatFormat, load_tokenizer
 from slime_ray.manifest import Lineage, versions
 from slime_ray.model.source import ModelSource, find_model, settings_hash
 from slime_ray.runs import Run, run_of
-from slime_ray.storage import place, text_hash
+from slime_ray.storage import named, place, text_hash
 
 # Below the runs folder, shared by all runs: what is made once from data and model.
 _TOKENS = Path(".cache", "tokens")
@@ -87,7 +87,7 @@ def resolve(recipe: Recipe) -> Stage:
         recipe=recipe,
         source=source,
         tokenizer=tokenizer.pinned,
-        chat_template=str(Path(template).absolute()) if template is not None else None,
+        chat_template=str(named(template).absolute()) if template is not None else None,
         data_hash=data_hash,
         model_hash=model_hash,
         run=run_of(recipe, data=data_hash, model=model_hash),
