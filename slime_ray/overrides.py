@@ -16,6 +16,7 @@ from slime_ray.config.recipe import Recipe
 from slime_ray.config.serving import ServingRecipe
 from slime_ray.config.study import StudyRecipe
 from slime_ray.errors import ConfigError
+from slime_ray.storage import beside, named, read_bytes
 
 _RECIPES_ROOT = ("jobs", "recipes")
 # A longer table says nothing in a sentence.
@@ -24,40 +25,41 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and put `dotted.key=value` overrides on top.
+    """Read a recipe, a file or what a URL names, and put `dotted.key=value` overrides on top.
 
     A value is read as TOML (`2.0`, `true`, `["a", "b"]`) and, where it is none, as a plain string. The key `lora=false`
     takes a whole optional section away.
 
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is of the wrong type or range.
+        StorageError: its URL does not answer.
     """
-    return _load(Path(path), overrides, Recipe)
+    return _load(named(str(path)), overrides, Recipe)
 
 
 def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
     """Read an evaluation's recipe in the same way; raises as `load_recipe`."""
-    return _load(Path(path), overrides, EvaluationRecipe)
+    return _load(named(str(path)), overrides, EvaluationRecipe)
 
 
 def load_serving(path: str | Path, overrides: Sequence[str] = ()) -> ServingRecipe:
     """Read an endpoint's recipe in the same way; raises as `load_recipe`."""
-    return _load(Path(path), overrides, ServingRecipe)
+    return _load(named(str(path)), overrides, ServingRecipe)
 
 
 def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> PipelineRecipe:
     """Read a pipeline's recipe in the same way; raises as `load_recipe`."""
-    return _load(Path(path), overrides, PipelineRecipe)
+    return _load(named(str(path)), overrides, PipelineRecipe)
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyRecipe:
     """Read a study's recipe in the same way; the recipes that it names are relative to its file. Raises alike."""
-    study, folder = _load(Path(path), overrides, StudyRecipe), Path(path).parent
+    study = _load(named(str(path)), overrides, StudyRecipe)
     judge = study.judge
     if judge is not None:
-        places = {"serve": str(folder / judge.serve), "evaluate": str(folder / judge.evaluate)}
+        places = {"serve": str(beside(path, judge.serve)), "evaluate": str(beside(path, judge.evaluate))}
         judge = judge.model_copy(update=places)
-    return study.model_copy(update={"recipe": str(folder / study.recipe), "judge": judge})
+    return study.model_copy(update={"recipe": str(beside(path, study.recipe)), "judge": judge})
 
 
 def recipe_name(path: Path) -> str:
@@ -96,13 +98,13 @@ def validated(values: Mapping[str, Any], model: type[_Model], *, where: str) -> 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_bytes(path).decode())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe; expected a TOML file") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; expected a TOML file") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a TOML file") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}); expected a TOML file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; expected a TOML file") from None
     except tomllib.TOMLDecodeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from slime_ray.cli.terms import Overrides, RecipeFile, print_wide
 
 app = typer.Typer()
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]
+StudyFile = Annotated[str, typer.Argument(metavar="STUDY.toml", show_default=False)]
 
 
 @app.command()

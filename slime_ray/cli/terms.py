@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", show_default=False)]
+# A file or what a URL names: a Path would make one slash of two.
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE.toml", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[dotted.key=value]...", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

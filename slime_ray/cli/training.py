@@ -28,7 +28,7 @@ RunsDir = Annotated[str, typer.Option(help="Where run folders are kept: a folder
 @app.command()
 def inspect(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", show_default=False)],
-    recipe: Annotated[Path | None, typer.Option(help="Count tokens as this recipe would.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Count tokens as this recipe would.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what is in preference or SFT data and what is wrong with it."""
@@ -57,10 +57,11 @@ def plan(
 ) -> None:
     """Show what a recipe would do: settings, parameters, memory, steps, skipped rows, the run's name."""
     settings = load_recipe(recipe, overrides or [])
+    from slime_ray.storage import named
     from slime_ray.training.plan import make_plan  # loads torch: after the recipe was found to be one
 
     warn(settings.warnings())
-    made = make_plan(settings, recipe.parent, room=None if memory is None else int(memory * 1e9))
+    made = make_plan(settings, named(recipe).parent, room=None if memory is None else int(memory * 1e9))
     warn(made.warnings())
     print(json.dumps(settings.model_dump(mode="json", exclude_none=True), indent=2))
     for name, value in _plan_rows(made, settings.training.pairs_per_step).items():
@@ -143,7 +144,7 @@ def score(
     from dataclasses import asdict
 
     from slime_ray.model.source import find_model
-    from slime_ray.storage import place
+    from slime_ray.storage import named, place
     from slime_ray.training import scoreboard
     from slime_ray.training.scoring import check_comparable
     from slime_ray.training.scoring import score as score_model
@@ -160,7 +161,7 @@ def score(
     else:
         Console().print(scoreboard.render(scores, samples=samples))
         for model in models:
-            location = Path(find_model(model, runs_dir=folder).location)
+            location = named(find_model(model, runs_dir=folder).location)
             print(f"{model}: {location}")
             if (plot := location.parent / "metrics.png").is_file():
                 print(f"{'':>{len(model)}}  {plot}")

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from slime_ray.config.evaluation import EvaluationRecipe
 from slime_ray.evaluation import evaluate
@@ -15,6 +14,7 @@ from slime_ray.evaluation.label_files import load_labels
 from slime_ray.evaluation.opening import Evaluation, opened, previewed
 from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.requests.endpoint import Endpoint
+from slime_ray.storage import named
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def check(recipe: EvaluationRecipe, *, served: Collection[str]) -> None:
     with previewed(recipe) as evaluation:
         evaluation.from_files()
         if recipe.judge.labels is not None:
-            load_labels(Path(recipe.judge.labels))
+            load_labels(named(recipe.judge.labels))
         others = [model for model in evaluation.models() if model.name not in served]
         asyncio.run(_look([*others, *(judge.endpoint for judge in evaluation.judges())]))
 

@@ -14,6 +14,7 @@ from slime_ray.config.serving import ServingRecipe
 from slime_ray.errors import ConfigError
 from slime_ray.overrides import load_evaluation, load_pipeline, load_recipe, load_serving
 from slime_ray.serving.gateway.keys import Keys, check_host
+from slime_ray.storage import beside
 
 _STAGES = ("train", "serve", "evaluate")
 
@@ -59,7 +60,7 @@ class Recipes:
         return self.serve.model_copy(update={"models": pinned})
 
 
-def load(path: Path, overrides: Sequence[str]) -> Recipes:
+def load(path: str | Path, overrides: Sequence[str]) -> Recipes:
     """Read a pipeline's recipe and those that it names, relative to its folder.
 
     An override's key begins with the stage it is for, as in `train.training.seed=1`, `serve.port=8001` and
@@ -70,16 +71,15 @@ def load(path: Path, overrides: Sequence[str]) -> Recipes:
         ServingError: the host needs keys, and there are none.
     """
     pipeline, train, serve, evaluate = read(path, overrides)
-    folder = path.parent
     _check_order(train, path)
-    where = folder / pipeline.evaluate
+    where = beside(path, pipeline.evaluate)
     found = matched(train, serve, evaluate, certify_pairs=pipeline.certify_pairs, where=where)
-    _check_runs_dirs(train, found.serve, where=folder / pipeline.serve)
+    _check_runs_dirs(train, found.serve, where=beside(path, pipeline.serve))
     return found
 
 
 def read(
-    path: Path, overrides: Sequence[str]
+    path: str | Path, overrides: Sequence[str]
 ) -> tuple[PipelineRecipe, tuple[Recipe, ...], ServingRecipe, EvaluationRecipe]:
     """A pipeline's recipe and those that it names, not yet held against each other; overrides and errors as `load`."""
     own: list[str] = []
@@ -87,10 +87,10 @@ def read(
     for override in overrides:
         stage, dot, rest = override.partition(".")
         (by_stage[stage] if dot and stage in by_stage else own).append(rest if dot and stage in by_stage else override)
-    pipeline, folder = load_pipeline(path, own), path.parent
-    train = tuple(load_recipe(folder / each, by_stage["train"]) for each in pipeline.train)
-    serve = load_serving(folder / pipeline.serve, by_stage["serve"])
-    return pipeline, train, serve, load_evaluation(folder / pipeline.evaluate, by_stage["evaluate"])
+    pipeline = load_pipeline(path, own)
+    train = tuple(load_recipe(beside(path, each), by_stage["train"]) for each in pipeline.train)
+    serve = load_serving(beside(path, pipeline.serve), by_stage["serve"])
+    return pipeline, train, serve, load_evaluation(beside(path, pipeline.evaluate), by_stage["evaluate"])
 
 
 def matched(
@@ -130,7 +130,7 @@ def pinned_name(source: str, made: Mapping[str, str]) -> str:
     return source if run is None else f"run:{run}"
 
 
-def _check_order(train: Sequence[Recipe], path: Path) -> None:
+def _check_order(train: Sequence[Recipe], path: str | Path) -> None:
     names = [recipe.name for recipe in train]
     for place, recipe in enumerate(train):
         if recipe.name in names[:place]:

@@ -40,7 +40,7 @@ class Outcome:
     serve: str
 
 
-def run(path: Path, overrides: Sequence[str] = (), *, say: Say) -> Outcome:
+def run(path: str | Path, overrides: Sequence[str] = (), *, say: Say) -> Outcome:
     """Do what is missing of a pipeline, from its data to its report.
 
     All recipes, what they start from, questions, keys and the port are checked before anything is trained. One Ray

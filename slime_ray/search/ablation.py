@@ -20,7 +20,7 @@ from slime_ray.search.weights import Weights
 
 
 def run_ablation(
-    path: Path,
+    path: str | Path,
     overrides: Sequence[str],
     *,
     heldout: str | None,
@@ -88,7 +88,7 @@ def run_ablation(
     return folder, found
 
 
-def _own_heldout(recipe: Recipe, path: Path) -> str:
+def _own_heldout(recipe: Recipe, path: str | Path) -> str:
     if len(recipe.data.eval) == 1:
         return recipe.data.eval[0]
     raise ConfigError(

@@ -18,6 +18,7 @@ from slime_ray.search.judgment import Judgment
 from slime_ray.search.trials import Trial
 from slime_ray.search.weights import first
 from slime_ray.serving.sources import resolve
+from slime_ray.storage import named
 
 _CERTIFY_PAIRS: int = PipelineRecipe.model_fields["certify_pairs"].default
 # Stands for the address of the endpoint that is brought up.
@@ -52,7 +53,7 @@ class Judging:
         serve = load_serving(config.serve).model_copy(update={"runs_dir": str(runs_dir)})
         evaluate = load_evaluation(config.evaluate)
         evaluate = evaluate.model_copy(update={"name": f"{study.name}/judged"})
-        found = cls(serve, evaluate, Path(config.evaluate), config.top)
+        found = cls(serve, evaluate, named(config.evaluate), config.top)
         found._recipes([])
         return found
 

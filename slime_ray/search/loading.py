@@ -12,7 +12,7 @@ from slime_ray.overrides import load_recipe, load_study
 _VARIED = "recipe."
 
 
-def load(path: Path, overrides: Sequence[str]) -> tuple[StudyRecipe, Recipe]:
+def load(path: str | Path, overrides: Sequence[str]) -> tuple[StudyRecipe, Recipe]:
     """Read a study's recipe and the training recipe that it varies.
 
     An override's key that begins with `recipe.` is for the latter, as in `recipe.training.max_steps=100`.
