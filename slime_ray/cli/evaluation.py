@@ -59,11 +59,11 @@ def judge(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def report(
-    paths: Annotated[list[Path], typer.Argument(metavar="DIR|FILE...", show_default=False)],
+    paths: Annotated[list[str], typer.Argument(metavar="DIR|FILE...", show_default=False)],
     rule: Annotated[Rule | None, typer.Option(help="How verdicts are read: strict, fastchat or arena_hard.")] = None,
     baseline: Annotated[str | None, typer.Option(help="The model that the others are compared with.")] = None,
-    answers: Annotated[list[Path] | None, typer.Option(help="The models' answers, for lengths and words.")] = None,
-    questions: Annotated[Path | None, typer.Option(help="The question file, for categories.")] = None,
+    answers: Annotated[list[str] | None, typer.Option(help="The models' answers, for lengths and words.")] = None,
+    questions: Annotated[str | None, typer.Option(help="The question file, for categories.")] = None,
     different_sets: Annotated[
         bool, typer.Option("--different-sets", help="Compare models on the questions that both have.")
     ] = False,
@@ -78,9 +78,14 @@ def report(
     """Report from judgments on disk: an evaluation's folder, or FastChat's or Arena-Hard's files."""
     from slime_ray.evaluation import reporting
     from slime_ray.evaluation.report import text as report_text
-    from slime_ray.storage import disk_errors, write_text
+    from slime_ray.storage import disk_errors, named, write_text
 
-    found = reporting.find(paths, rule=rule, answers=answers or [], questions=questions)
+    found = reporting.find(
+        [named(path) for path in paths],
+        rule=rule,
+        answers=[named(path) for path in answers or []],
+        questions=named(questions) if questions is not None else None,
+    )
     made = reporting.report_on(found, baseline=baseline, different_sets=different_sets)
     if html is not None:
         with disk_errors(html, setting="--html"):
@@ -98,7 +103,7 @@ def report(
 def compare(
     model_a: Annotated[str, typer.Argument(metavar="A", show_default=False)],
     model_b: Annotated[str, typer.Argument(metavar="B", help="A model, or DIR|FILE or DIR:MODEL.", show_default=False)],
-    within: Annotated[list[Path] | None, typer.Option("--in", help="Where both models' judgments are.")] = None,
+    within: Annotated[list[str] | None, typer.Option("--in", help="Where both models' judgments are.")] = None,
     rule: Annotated[Rule | None, typer.Option(help="How verdicts are read: strict, fastchat or arena_hard.")] = None,
     different_sets: Annotated[
         bool, typer.Option("--different-sets", help="Compare on the questions that both have.")
@@ -107,8 +112,10 @@ def compare(
 ) -> None:
     """Is B better than A, with what confidence, and on which categories?"""
     from slime_ray.evaluation.comparing import compare_models, verdict_table
+    from slime_ray.storage import named
 
-    found = compare_models(model_a, model_b, within=within or [], rule=rule, different_sets=different_sets)
+    places = [named(path) for path in within or []]
+    found = compare_models(model_a, model_b, within=places, rule=rule, different_sets=different_sets)
     print(found.model_dump_json(indent=2)) if as_json else print_wide(verdict_table(found))
 
 
@@ -125,10 +132,10 @@ class _KeysInHelp(TyperCommand):
 
 @app.command(cls=_KeysInHelp)
 def judge_check(
-    labels: Annotated[Path, typer.Option(help="Pairs that people labelled: LLMBar's, PandaLM's or Auto-J's form.")],
-    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE.toml", show_default=False)] = None,
+    labels: Annotated[str, typer.Option(help="Pairs that people labelled: LLMBar's, PandaLM's or Auto-J's form.")],
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE.toml", show_default=False)] = None,
     overrides: Overrides = None,
-    judgments: Annotated[Path | None, typer.Option(help="What a judge said of them, instead of a recipe.")] = None,
+    judgments: Annotated[str | None, typer.Option(help="What a judge said of them, instead of a recipe.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask the recipe's judges for the first so many pairs.")
     ] = None,
@@ -137,15 +144,16 @@ def judge_check(
     """How far can a judge be trusted: agreement with people, and with itself in swapped order; biases; variance."""
     from slime_ray.evaluation import agreement, evaluate
     from slime_ray.evaluation.label_files import load_labels, load_verdicts
+    from slime_ray.storage import named
 
     if (recipe is None) == (judgments is None):
         raise ConfigError("give either a recipe, whose judges are asked, or --judgments, a file of what a judge said")
     if judgments is not None and limit is not None:
         raise ConfigError("--limit is for a recipe, whose judges are asked; --judgments are all read")
-    pairs = load_labels(labels)
+    pairs = load_labels(named(labels))
     if recipe is None:
         assert judgments is not None
-        found = agreement.check(pairs, load_verdicts(judgments, pairs))
+        found = agreement.check(pairs, load_verdicts(named(judgments), pairs))
         print(found.model_dump_json(indent=2)) if as_json else print_wide(agreement.agreement_table(found))
         return
     checked = evaluate.check_judges(load_evaluation(recipe, overrides or []), pairs[:limit])

@@ -14,6 +14,7 @@ from slime_ray.evaluation.judgments import Judgments
 from slime_ray.evaluation.report.numbers import Estimate, Numbers, PairReport
 from slime_ray.evaluation.reporting import Found, find, report_on
 from slime_ray.evaluation.verdicts import Rule
+from slime_ray.storage import named
 
 # Of what all games were played against.
 _EVEN = Estimate(value=50.0, low=None, high=None, questions=0, judged=0)
@@ -143,13 +144,13 @@ def _alone(found: Found, models: set[str]) -> Found:
 
 def _one(given: str, rule: Rule | None) -> Found:
     """One model's judgments, under the name that the user gave."""
-    path, _, model = given.rpartition(":") if not Path(given).exists() else (given, "", "")
-    if not path or not Path(path).exists():
+    path, _, model = given.rpartition(":") if not named(given).exists() else (given, "", "")
+    if not path or not named(path).exists():
         raise ConfigError(
             f"{given}: no such folder or file; give a folder or file of judgments, PATH:MODEL where it has several "
             "models, or the models' names with --in PATH"
         )
-    found = find([Path(path)], rule=rule)
+    found = find([named(path)], rule=rule)
     names = {grade.model for grade in found.judgments.grades}
     names |= {each.model_2 for each in found.judgments.comparisons}
     if (model and model not in names) or (not model and len(names) > 1):

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from slime_ray.evaluation.opening import Evaluation
 from slime_ray.evaluation.requests.budget import estimated_tokens, money
 from slime_ray.evaluation.requests.endpoint import Endpoint
 from slime_ray.evaluation.trial import trial_cases
+from slime_ray.storage import named
 
 EXPECTED_TOKENS = 400
 """Of an answer or a judgment that is not there yet: about what MT-Bench's have."""
@@ -99,7 +99,7 @@ def _trial(evaluation: Evaluation, judge: LanguageModelJudge) -> Sequence[Case]:
     config = evaluation.recipe.judge
     if config.labels is None:
         return ()
-    pairs = load_labels(Path(config.labels))[: config.labels_limit]
+    pairs = load_labels(named(config.labels))[: config.labels_limit]
     return trial_cases(config, evaluation.prompts, pairs, judge=judge.endpoint.name)
 
 

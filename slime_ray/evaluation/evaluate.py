@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 from slime_ray.config.evaluation import EvaluationRecipe
 from slime_ray.errors import ConfigError, EndpointError, Interrupted, JudgeError, SlimeRayError
@@ -22,6 +21,7 @@ from slime_ray.evaluation.requests.endpoint import Endpoint
 from slime_ray.evaluation.requests.progress import RequestProgress
 from slime_ray.evaluation.requests.work import Job, work_through
 from slime_ray.evaluation.trial import agreement, trial_cases
+from slime_ray.storage import named
 
 ANSWERS, JUDGMENTS, TRIAL = "answers", "judgments", "judgments of the judges' trial"
 
@@ -225,7 +225,7 @@ async def _entered(stack: AsyncExitStack, endpoints: Sequence[Endpoint]) -> Sequ
 
 def _labels(recipe: EvaluationRecipe) -> Sequence[LabelledPair]:
     config = recipe.judge
-    return () if config.labels is None else load_labels(Path(config.labels))[: config.labels_limit]
+    return () if config.labels is None else load_labels(named(config.labels))[: config.labels_limit]
 
 
 def _run(work: Awaitable[None]) -> None:

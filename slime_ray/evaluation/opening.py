@@ -18,9 +18,10 @@ from slime_ray.evaluation.prompts import JudgePrompts, load_prompts
 from slime_ray.evaluation.questions import QuestionSet, load_questions, missing_references
 from slime_ray.evaluation.requests.budget import Budget
 from slime_ray.evaluation.requests.endpoint import Endpoint
+from slime_ray.evaluation.requests.remote_store import remote_store
 from slime_ray.evaluation.requests.store import Store
 from slime_ray.lease import acquire
-from slime_ray.storage import disk_errors
+from slime_ray.storage import disk_errors, is_local, named, place, read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Evaluation:
         for name, config in self.recipe.models.items():
             if config.answers is not None:
                 questions, called = self.questions.questions, config.model or name
-                found += from_file(name, Path(config.answers), questions, called=called, turns=self.turns)
+                found += from_file(name, named(config.answers), questions, called=called, turns=self.turns)
         return found
 
     def cases(self, judge: str, answers: AnswersByModel) -> list[Case]:
@@ -90,7 +91,11 @@ def opened(recipe: EvaluationRecipe) -> Iterator[Evaluation]:
     hint = "wait until it has ended, or stop that process"
     with disk_errors(folder.path, setting="evaluations_dir"):
         what = f"the evaluation {recipe.name}"
-        with Store(store_file) as store, acquire(folder.lease, what=what, wait=False, say=say, hint=hint) as lease:
+        with ExitStack() as stack:
+            shared = stack.enter_context(Store(store_file)) if is_local(store_file) else None
+            lease = stack.enter_context(acquire(folder.lease, what=what, wait=False, say=say, hint=hint))
+            # One behind a URL is for one process at a time.
+            store = shared or stack.enter_context(remote_store(store_file, may_write=lambda: lease.look() != "lost"))
             about = folder.about()
             try:
                 prices = about.prices | _prices(recipe)
@@ -113,8 +118,11 @@ def previewed(recipe: EvaluationRecipe) -> Iterator[Evaluation]:
     folder, store_file = _places(recipe)
     with ExitStack() as stack:
         stack.enter_context(disk_errors(folder.path, setting="evaluations_dir"))
-        if not store_file.exists():
-            store_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / store_file.name
+        if not is_local(store_file) or not store_file.exists():
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / store_file.name
+            if store_file.exists():
+                copy.write_bytes(read_bytes(store_file))
+            store_file = copy
         store = stack.enter_context(Store(store_file))
         about = folder.about()
         ledger = Ledger(store, _budget(recipe, about, store), about.id)
@@ -128,7 +136,7 @@ def say(sentence: str) -> None:
 
 def _inputs(recipe: EvaluationRecipe) -> tuple[QuestionSet, JudgePrompts]:
     """The questions, and a prompt for every verdict, before anything is paid for."""
-    references = None if recipe.questions.references is None else Path(recipe.questions.references)
+    references = None if recipe.questions.references is None else named(recipe.questions.references)
     found = load_questions(recipe.questions.path, references=references)
     found = replace(found, questions=found.questions[: recipe.questions.limit])
     # Arena-Hard's way of judging shows no references.
@@ -146,8 +154,10 @@ def _inputs(recipe: EvaluationRecipe) -> tuple[QuestionSet, JudgePrompts]:
 
 
 def _places(recipe: EvaluationRecipe) -> tuple[EvaluationFolder, Path]:
-    evaluations = Path(recipe.evaluations_dir).expanduser().absolute()
-    return EvaluationFolder(evaluations / recipe.name), evaluations / "store.sqlite"
+    evaluations = place(recipe.evaluations_dir)
+    folder = EvaluationFolder(evaluations / recipe.name)
+    # No two processes could share one behind a URL.
+    return folder, (evaluations if is_local(evaluations) else folder.path) / "store.sqlite"
 
 
 def _endpoints(recipe: EvaluationRecipe) -> Mapping[str, EndpointConfig]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from slime_ray.errors import DataError
 from slime_ray.evaluation.jsonl import read_rows
 from slime_ray.evaluation.questions import NEEDS_REFERENCE, Question
-from slime_ray.storage import text_hash
+from slime_ray.storage import named, text_hash
 
 Kind = Literal["single", "pair", "arena"]
 
@@ -127,7 +127,7 @@ def load_prompts(path: str | Path) -> JudgePrompts:
     Raises:
         DataError: a row is malformed, has an unknown placeholder or lacks one, or two rows are for the same case.
     """
-    path = _BUNDLED if str(path) == "bundled" else Path(path)
+    path = _BUNDLED if str(path) == "bundled" else named(str(path))
     found: dict[tuple[Kind, bool, bool], tuple[JudgePrompt, str]] = {}
     for row, source in read_rows(path):
         prompt = _prompt(row, source)

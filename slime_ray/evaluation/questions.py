@@ -12,7 +12,7 @@ from typing import Any, Literal
 from slime_ray.errors import DataError
 from slime_ray.evaluation.checks import Check, parse_check
 from slime_ray.evaluation.jsonl import read_rows
-from slime_ray.storage import json_hash
+from slime_ray.storage import json_hash, named
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -105,7 +105,7 @@ def load_questions(path: str | Path, *, references: Path | None = None) -> Quest
     or null. Arena-Hard's `category` is the category, as in its published tables, not its `cluster` or `subcategory`.
 
     Args:
-        path: A JSON, JSONL or gzipped file, or "bundled".
+        path: A JSON, JSONL or gzipped file, its URL, or "bundled".
         references: A file of answers in FastChat's form. What it has for a question counts, not the question's own
             `reference`; for turns beyond its last there is no reference.
 
@@ -117,7 +117,7 @@ def load_questions(path: str | Path, *, references: Path | None = None) -> Quest
         references = references or _BUNDLED / "references.jsonl"
         name = "bundled"
     else:
-        path = Path(path)
+        path = named(str(path))
         stem = path.name.split(".json")[0]
         name = path.absolute().parent.name if stem in ("question", "questions") else stem
     found: dict[str, Question] = {}

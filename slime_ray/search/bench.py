@@ -18,7 +18,7 @@ from slime_ray.search.heldout import FILE, HeldOut, read_heldout, refuse_known
 from slime_ray.search.objectives import check_reportable
 from slime_ray.search.space import Space, merged
 from slime_ray.search.trials import Ledger
-from slime_ray.storage import disk_errors, json_hash, place, remove
+from slime_ray.storage import disk_errors, is_url, json_hash, place, remove
 from slime_ray.training.stage import Stage, resolve
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Bench:
             SlimeRayError: the recipe's model or data is missing, held-out pairs are trained on, an objective cannot be
                 reported, or no trial could be stopped.
         """
-        entry = str(Path(heldout).absolute()) if Path(heldout).exists() else heldout
+        entry = heldout if is_url(heldout) or not Path(heldout).exists() else str(Path(heldout).absolute())
         parts = HeldOut.of(entry)
         check_reportable(objectives, parts)
         _check_stopping(recipe, stopping)

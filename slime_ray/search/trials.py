@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slime_ray.errors import StudyError
-from slime_ray.storage import append_text
+from slime_ray.storage import append_text, read_bytes
 
 Origin = Literal["recipe", "paper", "authors", "proposed", "seed", "variant"]
 State = Literal["running", "finished", "stopped", "failed"]
@@ -91,7 +91,7 @@ def read_trials(folder: Path) -> list[Trial]:
     """
     found: dict[int, Trial] = {}
     file = ledger_file(folder)
-    for place, line in enumerate(file.read_bytes().splitlines() if file.exists() else (), 1):
+    for place, line in enumerate(read_bytes(file).splitlines() if file.exists() else (), 1):
         try:
             values = json.loads(line)
         except ValueError:  # cut short by a crash; what it said is done again

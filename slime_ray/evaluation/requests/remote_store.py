@@ -1,0 +1,99 @@
+"""A store behind a URL: worked on in a copy on this machine, which is put back every few seconds and at the end."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from slime_ray.errors import RunError, StorageError
+from slime_ray.evaluation.requests.store import Store
+from slime_ray.storage import cache_home, read_bytes, remove, text_hash, write_bytes
+
+# Between two copies; what a lost machine can lose.
+EVERY_S = 5.0
+# A copy that takes long is made less often.
+_SHARE = 4
+
+
+@contextmanager
+def remote_store(file: Path, *, may_write: Callable[[], bool]) -> Iterator[Store]:
+    """The store in a file behind a URL, for the one process that may write it.
+
+    Args:
+        file: behind a URL.
+        may_write: asked before each copy is put there.
+
+    Raises:
+        StorageError: it cannot be read or, in the end, written.
+        RunError: in the end another process has it.
+    """
+    folder = cache_home() / "stores" / text_hash([str(file)])[:32]
+    remove(folder)  # left by a process that was killed: what lies behind the URL counts
+    folder.mkdir(parents=True)
+    local = folder / file.name
+    with suppress(FileNotFoundError):
+        local.write_bytes(read_bytes(file))
+    with Store(local) as store:
+        copies = _Copies(local, file, may_write)
+        try:
+            yield store
+        finally:
+            copies.end()
+    remove(folder)
+
+
+class _Copies:
+    """A thread that puts copies of a SQLite file behind a URL while there is something new in it."""
+
+    def __init__(self, local: Path, file: Path, may_write: Callable[[], bool]) -> None:
+        self._local, self._file, self._may_write = local, file, may_write
+        self._seen = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="store copies", daemon=True)
+        with closing(sqlite3.connect(local)) as connection:
+            self._seen = self._changes(connection)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Put the last copy there."""
+        self._ended.set()
+        self._thread.join()
+        with closing(sqlite3.connect(self._local)) as connection:
+            if not self._copy(connection):
+                raise RunError(
+                    f"{self._file}: another process holds this evaluation now; what was answered in the last seconds "
+                    "was not kept"
+                )
+
+    def _follow(self) -> None:
+        wait_s = EVERY_S
+        while not self._ended.wait(wait_s):
+            began = time.monotonic()
+            # What fails now is tried again, in the end aloud.
+            with suppress(StorageError, OSError, sqlite3.Error), closing(sqlite3.connect(self._local)) as connection:
+                self._copy(connection)
+            wait_s = max(EVERY_S, _SHARE * (time.monotonic() - began))
+
+    def _copy(self, connection: sqlite3.Connection) -> bool:
+        """Put a consistent copy there if something is new; whether that was allowed."""
+        changes = self._changes(connection)
+        if changes == self._seen:
+            return True
+        if not self._may_write():
+            return False
+        copy = self._local.with_name("copy")
+        remove(copy)
+        with closing(sqlite3.connect(copy)) as target:
+            connection.backup(target)
+        write_bytes(self._file, copy.read_bytes())
+        self._seen = changes
+        return True
+
+    @staticmethod
+    def _changes(connection: sqlite3.Connection) -> int:
+        """Rises with every outcome that is kept: each is one request that was paid."""
+        return connection.execute("SELECT coalesce(sum(requests), 0) FROM payments").fetchone()[0]
