@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -51,9 +52,11 @@ class StartedCluster:
 
     Attributes:
         environment: that clients need to be let in.
+        apart: a folder that is another disk on each node than here; None where mounting is not allowed.
     """
 
     environment: dict[str, str] = field(default_factory=dict)
+    apart: Path | None = None
     head: Node | None = None
     workers: list[Node] = field(default_factory=list)
 
@@ -70,8 +73,10 @@ class StartedCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "PATH": f"{_BIN}{os.pathsep}{inherited.get('PATH', '')}",
         }
+        self.apart = Path(tempfile.mkdtemp(prefix="a", dir=self._folder)) if _may_mount() else None
         self._port = free_port("127.0.0.1", 0)
         self._dashboard = free_port("127.0.0.1", 0)
+        self._client = free_port("127.0.0.1", 0)
 
     def __enter__(self) -> Self:
         return self
@@ -94,25 +99,39 @@ class StartedCluster:
 
     def start_head(self, *, cpus: int = 1, environment: dict[str, str] | None = None) -> Node:
         """Start the head, and return once its dashboard answers."""
-        # A folder of its own each time: a new cluster knows nothing of one before.
-        temporary = tempfile.mkdtemp(prefix="h", dir=self._folder)
         self.head = self._start(
-            *("--head", f"--port={self._port}", f"--temp-dir={temporary}", "--dashboard-host=127.0.0.1"),
-            *(f"--dashboard-port={self._dashboard}", "--ray-client-server-port=0"),
+            *("--head", f"--port={self._port}", "--dashboard-host=127.0.0.1"),
+            *(f"--dashboard-port={self._dashboard}", f"--ray-client-server-port={self._client}"),
             cpus=cpus,
             environment=environment,
         )
         until = time.monotonic() + 60
-        while not self._answers():
+        while not self._answers() or not self._living_nodes():
             assert time.monotonic() < until, self._told()
             assert self.head.process.poll() is None, self._told()
             time.sleep(0.2)
         return self.head
 
-    def start_worker(self, *, cpus: int = 1) -> Node:
-        """Start another node; it joins in a moment."""
-        self.workers.append(self._start(f"--address={self.gcs}", cpus=cpus))
-        return self.workers[-1]
+    def start_workers(self, count: int, *, cpus: int = 1) -> list[Node]:
+        """Start more nodes, and return once they have joined."""
+        before = self._living_nodes()
+        added = [self._start(f"--address={self.gcs}", cpus=cpus) for _ in range(count)]
+        self.workers += added
+        until = time.monotonic() + 60
+        while self._living_nodes() < before + count:
+            assert time.monotonic() < until, self._told()
+            time.sleep(0.5)
+        return added
+
+    def state(self, what: str) -> list[dict[str, Any]]:
+        """What Ray's state API lists: nodes, actors, placement_groups."""
+        request = urllib.request.Request(f"{self.address}/api/v0/{what}?limit=10000&detail=False&timeout=30")
+        request.add_header("Authorization", f"Bearer {self.token.read_text()}")
+        answer = json.loads(urllib.request.urlopen(request, timeout=60).read())
+        return answer["data"]["result"]["result"]
+
+    def _living_nodes(self) -> int:
+        return sum(node["state"] == "ALIVE" for node in self.state("nodes"))
 
     def command(self, *arguments: object) -> list[str]:
         """What runs `slime-ray` in a process of its own."""
@@ -142,11 +161,17 @@ class StartedCluster:
         return sum(path.lstat().st_size for path in self._folder.rglob("*") if path.is_file() and not path.is_symlink())
 
     def _start(self, *options: str, cpus: int, environment: dict[str, str] | None = None) -> Node:
-        fixed = ("--block", f"--num-cpus={cpus}", "--object-store-memory=100000000", "--dashboard-agent-listen-port=0")
-        command: Sequence[str] = (str(_BIN / "ray"), "start", *options, *fixed, "--disable-usage-stats")
+        # Ports that are free: other clusters may run on this machine.
+        ports = ("--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0")
+        fixed = ("--block", f"--num-cpus={cpus}", "--object-store-memory=100000000", "--disable-usage-stats")
+        # As nodes have disks of their own. In one folder each would unpack a job's code again, under those that run it.
+        temporary = tempfile.mkdtemp(prefix="n", dir=self._folder)
+        fixed = (*fixed, f"--temp-dir={temporary}")
+        mounted = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(self.apart))
+        command: Sequence[str] = (str(_BIN / "ray"), "start", *options, *fixed, *ports)
         with (self._folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                command,
+                (*mounted, *command) if self.apart is not None else command,
                 env={**self.environment, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -166,3 +191,8 @@ class StartedCluster:
 
     def _told(self) -> str:
         return (self._folder / "log").read_text()[-3000:]
+
+
+def _may_mount() -> bool:
+    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+    return tried.returncode == 0

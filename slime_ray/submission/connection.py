@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,19 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from slime_ray.errors import ClusterError, ConfigError
 
+# Ray tells of packages and sockets at level INFO.
+for _chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{_chatty}").setLevel(logging.WARNING)
+
 _TIMEOUT_S = (5.0, 60.0)  # to connect; between bytes
 _TOKEN = "RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH, the file of the cluster's token (or RAY_AUTH_TOKEN)"
+# What Ray says of a token, by a part of it.
+_REFUSALS = {
+    "Authentication required": "it asks for a token, and none was sent",
+    "Authentication failed": "it refuses the token",
+    "cannot be opened or is empty": "the file that RAY_AUTH_TOKEN_PATH names cannot be read or is empty",
+    "": "RAY_AUTH_MODE=token, and no token was found",
+}
 
 
 class Connection(JobSubmissionClient):
@@ -75,8 +87,7 @@ class Connection(JobSubmissionClient):
         try:
             yield
         except AuthenticationError as error:
-            missing = "token was found" in str(error) or "required" in str(error)
-            problem = "it asks for a token, and none was sent" if missing else "it refuses the token"
+            problem = next(words for sign, words in _REFUSALS.items() if sign in str(error))
             raise ClusterError(f"{self.address}: {problem}; set {_TOKEN}") from None
         except (requests.exceptions.Timeout, requests.exceptions.ConnectionError, ConnectionError) as error:
             reason = "no answer in time" if isinstance(error, requests.exceptions.Timeout) else "no connection"

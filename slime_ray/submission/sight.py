@@ -15,11 +15,15 @@ from slime_ray.submission.work import Setting, Work
 
 # What a job prints that looks: which of some files are there, in which of some folders could be written.
 _LOOK = """
-import json, os, sys
+import json, os, sys, tempfile
 def writable(folder):
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
-    return os.path.isdir(folder) and os.access(folder, os.W_OK)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 asked = json.loads(sys.argv[1])
 seen = [name for name in asked["reads"] if os.path.exists(os.path.expanduser(name))]
 seen += [name for name in asked["writes"] if writable(os.path.expanduser(name))]
@@ -128,7 +132,6 @@ def _ask(connection: Connection, reads: Sequence[Setting], writes: Sequence[Sett
             )
         time.sleep(_LOOK_S)
     logs = connection.get_job_logs(name)
-    connection.delete_job(name)
     line = next((line for line in logs.splitlines() if line.startswith("seen:")), None)
     if line is None:
         reason = (job.message or logs or "no word").strip().splitlines()[-1]

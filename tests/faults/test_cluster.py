@@ -1,0 +1,132 @@
+"""A job of a started cluster, whatever dies under it: a node, the driver, the head and with it the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from slime_ray.runs import Run, all_runs
+from tests.faults.harness import wait_until
+from tests.started_cluster import Node, StartedCluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+# Each row a micro-batch, so that there is time to kill something.
+SETTINGS = ("training.num_workers=2", "training.max_steps=60", "training.eval_every=20")
+SLOWLY = ("training.tokens_per_micro_batch=1", "checkpoint.every_steps=5")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[StartedCluster]:
+    """A head that runs drivers alone, and one more worker than a job needs."""
+    with StartedCluster() as started:
+        started.start_head(cpus=0)
+        started.start_workers(3)
+        yield started
+
+
+@pytest.fixture(scope="module")
+def expected(in_one_go: Callable[..., Run]) -> Run:
+    """The run that nothing befell, with as many workers."""
+    return in_one_go(*SETTINGS, *SLOWLY)
+
+
+@pytest.fixture
+def job(cluster: StartedCluster, recipe: Path, tmp_path: Path) -> Callable[[], str]:
+    """Submit the recipe, without waiting for it; its id."""
+
+    def submit() -> str:
+        arguments = ("submit", "train", recipe.name, *SETTINGS, *SLOWLY, f"runs_dir={tmp_path / 'runs'}", "--no-wait")
+        answer = cluster.run(*arguments, folder=recipe.parent)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout.strip()
+
+    return submit
+
+
+def end_of(cluster: StartedCluster, name: str) -> int:
+    answer = cluster.run("logs", name, "--follow")
+    return answer.returncode
+
+
+def run_in(folder: Path) -> Run | None:
+    runs = all_runs(folder, [])
+    return runs[0] if runs else None
+
+
+def has_reached(folder: Path, step: int) -> bool:
+    run = run_in(folder)
+    return run is not None and int(run.last_metrics().get("step", 0)) >= step
+
+
+def has_workers(node: Node) -> bool:
+    """Whether training runs on a node."""
+    names = [process.name() for process in psutil.Process(node.process.pid).children(recursive=True)]
+    return any("RayTrainWorker" in name for name in names)
+
+
+def content(run: Run) -> tuple[list[dict[str, float]], dict[str, bytes]]:
+    """Weights to the bit, and metrics but for the timings."""
+    timings = {"tokens_per_second", "pairs_per_second"}
+    lines = [{key: value for key, value in line.items() if key not in timings} for line in run.metrics()]
+    return lines, {path.name: path.read_bytes() for path in run.final.rglob("*.safetensors")}
+
+
+def test_a_node_dies(cluster: StartedCluster, job: Callable[[], str], expected: Run, tmp_path: Path) -> None:
+    name = job()
+    wait_until(lambda: has_reached(tmp_path / "runs", 10), timeout_s=120)
+    next(node for node in cluster.workers if has_workers(node)).kill()
+    assert end_of(cluster, name) == 0
+    run = run_in(tmp_path / "runs")
+    assert run is not None
+    assert "worker lost" in [event.kind for event in run.events()]
+    assert content(run) == content(expected)
+
+
+def test_the_driver_dies(cluster: StartedCluster, job: Callable[[], str], expected: Run, tmp_path: Path) -> None:
+    name = job()
+    wait_until(lambda: has_reached(tmp_path / "runs", 10), timeout_s=120)
+    (driver,) = (process for process in psutil.process_iter() if "jobs.train" in drivers_arguments(process, cluster))
+    driver.kill()
+    assert end_of(cluster, name) == 137
+    assert job() == f"{name}-2"
+    assert end_of(cluster, f"{name}-2") == 0
+    run = run_in(tmp_path / "runs")
+    assert run is not None
+    assert "resumed" in [event.kind for event in run.events()]
+    assert content(run) == content(expected)
+
+
+def test_the_head_dies_and_a_new_cluster_goes_on(
+    cluster: StartedCluster, job: Callable[[], str], expected: Run, tmp_path: Path
+) -> None:
+    name = job()
+    wait_until(lambda: has_reached(tmp_path / "runs", 10), timeout_s=120)
+    assert cluster.head is not None
+    cluster.head.kill()
+    for node in cluster.workers:
+        if node.process.poll() is None:
+            node.kill()
+    run = run_in(tmp_path / "runs")
+    assert run is not None
+    assert run.manifest() is None
+    cluster.start_head(cpus=0)
+    cluster.start_workers(2)
+    # The new cluster knows of no job; the run's folder knows how far it was.
+    assert job() == name
+    assert end_of(cluster, name) == 0
+    assert "resumed" in [event.kind for event in run.events()]
+    assert content(run) == content(expected)
+
+
+def drivers_arguments(process: psutil.Process, cluster: StartedCluster) -> list[str]:
+    """The command line of a Python process below this cluster's head, else nothing."""
+    assert cluster.head is not None
+    try:
+        below = cluster.head.process.pid in [parent.pid for parent in process.parents()]
+        return process.cmdline() if below and process.name().startswith("python") else []
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
