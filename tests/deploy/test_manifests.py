@@ -18,6 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 from slime_ray.overrides import load_evaluation, load_recipe, load_serving
 from slime_ray.pipeline import recipes as pipelines
 from slime_ray.search import loading as studies
+from slime_ray.search.space import Space
 from slime_ray.serving.gateway.keys import add_key
 from tests.deploy.commands import JOBS, job, laid_out
 from tests.deploy.manifests import KUBERAY, OVERLAYS, ROOT, Manifest, build, built, containers_in
@@ -259,6 +260,7 @@ def test_a_job_s_recipe_is_one(overlay: str, name: str, tmp_path: Path) -> None:
             study, varied = studies.load(str(recipe), overrides)
             assert study.studies_dir == values["STUDIES_DIR"]
             assert varied.runs_dir == values["RUNS_DIR"]  # where it finds what it starts from
+            Space.of(varied.model_dump(mode="json", exclude_unset=True), study.space, where=study.name)
         case "evaluate":
             asked = load_evaluation(recipe, overrides)
             assert asked.evaluations_dir == values["EVALUATIONS_DIR"]
@@ -275,22 +277,29 @@ def test_a_job_s_recipe_is_one(overlay: str, name: str, tmp_path: Path) -> None:
             assert asked.models.keys() <= served.models.keys()
 
 
+@pytest.mark.parametrize("name", ["train", "tune", "pipeline"])
 @every_overlay
-def test_a_job_s_workers_have_room_for_what_it_begins_with(overlay: str, tmp_path: Path) -> None:
-    place = laid_out(overlay, tmp_path)
-    (manifest,) = (m for m in of_kind(overlay, "RayJob") if m["metadata"]["name"] == "slime-ray-train")
+def test_a_job_s_workers_have_room_for_what_it_begins_with(overlay: str, name: str, tmp_path: Path) -> None:
+    (manifest,) = (m for m in of_kind(overlay, "RayJob") if m["metadata"]["name"] == f"slime-ray-{name}")
     cluster = cluster_of(manifest)
     assert cluster is not None
-    words = job(overlay, "train", place).words
-    settings = load_recipe(words[3], words[4:]).training
+    recipe, overrides = (words := job(overlay, name, laid_out(overlay, tmp_path)).words)[3], words[4:]
+    match name:
+        case "train":
+            trained = [load_recipe(recipe, overrides)]
+        case "tune":
+            trained = [studies.load(recipe, overrides)[1]]
+        case _:
+            trained = list(pipelines.read(Path(recipe), overrides)[1])
     (workers,) = cluster["workerGroupSpecs"]
     (container,) = containers_in(workers["template"])
     limits = container["resources"]["limits"]
-    assert isinstance(settings.num_workers, tuple)
-    assert [workers["minReplicas"], workers["maxReplicas"]] == list(settings.num_workers)
-    assert workers["replicas"] == workers["minReplicas"]
-    assert int(limits["cpu"]) >= settings.cpus_per_worker
-    assert int(limits.get("nvidia.com/gpu", 0)) >= settings.use_gpu * settings.gpus_per_worker
+    for settings in (each.training for each in trained):
+        assert settings.fewest_workers == workers["minReplicas"] == workers["replicas"]
+        if isinstance(settings.num_workers, tuple):
+            assert settings.num_workers[1] == workers["maxReplicas"]
+        assert int(limits["cpu"]) >= settings.cpus_per_worker
+        assert int(limits.get("nvidia.com/gpu", 0)) >= settings.use_gpu * settings.gpus_per_worker
 
 
 @every_manifest
