@@ -76,6 +76,21 @@ def test_images_are_pinned() -> None:
                 assert "--no-deps" in command, command
 
 
+def test_another_index_can_be_named_wherever_something_is_installed() -> None:
+    for stage in STAGES.values():
+        if any("pip install" in line for line in stage.all("RUN")):
+            before = [(word, text) for word, text in stage.steps if word == "ARG" or "pip install" in text]
+            assert before[:2] == [("ARG", "PIP_INDEX_URL"), ("ARG", "PIP_EXTRA_INDEX_URL")]
+    (line,) = (line for line in STAGES["node"].all("RUN") if "${TORCH}" in line)
+    assert "TORCH_INDEX_URL" in STAGES["node"].all("ARG")
+    shown = f"pip() {{ printf '%s ' \"$@\"; }}; {line}"
+    for given, words in (({}, "install t "), ({"TORCH_INDEX_URL": "http://i"}, "install --index-url http://i t ")):
+        found = subprocess.run(
+            ["sh", "-euc", shown], env={"TORCH": "t", **given}, capture_output=True, text=True, check=True
+        )
+        assert found.stdout == words
+
+
 def test_nobody_is_root_and_one_folder_is_written_to() -> None:
     assert STAGES["node"].all("USER") == ["1000:1000"]
     assert [text for word, text in STAGES["node"].steps][-1] == "1000:1000"  # nothing is run or copied after it
