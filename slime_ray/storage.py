@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,13 +55,14 @@ def named(name: str) -> Path:
         StorageError: no file system is known for the URL, or its package is not installed; its bucket is not there,
             must not be seen, or does not answer.
     """
-    found = _named(name)
+    found = unseen(name)
     if not is_local(found):
         _reach(cast(UPath, found))
     return found
 
 
-def _named(name: str) -> Path:
+def unseen(name: str) -> Path:
+    """As `named`, of a place whose bucket was seen before, by whoever started this process."""
     protocol, separator, path = name.partition("://")
     if not separator:
         return Path(name)
@@ -250,69 +250,9 @@ def cache_home() -> Path:
     return Path(named or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/slime-ray").expanduser()
 
 
-def fetch(place: Path) -> Path:
-    """A file or folder itself if it is local, else a copy of it on this machine, made once for the files as they are.
-
-    Raises:
-        FileNotFoundError: there is nothing of this name.
-    """
-    if is_local(place):
-        return place
-    remote = cast(UPath, place)
-    found = _remote_files(place)
-    if not found:
-        raise FileNotFoundError(str(place))
-    copy = cache_home() / text_hash([str(place), *(f"{name} {_state(found[name])}" for name in sorted(found))])[:32]
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=copy.parent) as unfinished:
-            if remote.path in found:
-                remote.fs.get_file(remote.path, f"{unfinished}/copy")
-            else:
-                remote.fs.get(remote.path, f"{unfinished}/copy", recursive=True)
-            with suppress(OSError):  # another process made the same copy
-                Path(unfinished, "copy").rename(copy)
-    return copy
-
-
-def _state(info: dict[str, Any]) -> str:
+def file_state(info: dict[str, Any]) -> str:
     """What a file system says of a file that changes with its content."""
     return " ".join(str(info.get(key)) for key in ("size", "ETag", "etag", "created", "mtime", "LastModified"))
-
-
-def local_name(name: str) -> str:
-    """A name that a library may open: that of a local copy for a URL, any other as it is."""
-    return str(fetch(_named(name))) if is_url(name) else name
-
-
-@contextmanager
-def new_folder(folder: Path, *, last: str | None = None) -> Iterator[Path]:
-    """Inside, a local folder to write into; in the end it is `folder`, whatever was there before.
-
-    Args:
-        folder: where it lies in the end.
-        last: the file that makes it whole; it is the first to be removed and the last to be there.
-    """
-    if last is not None:
-        remove(folder / last)
-    remove(folder)
-    if is_local(folder):
-        folder.mkdir(parents=True)
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        yield Path(temporary)
-        upload(Path(temporary), folder, last=last)
-
-
-def upload(local: Path, folder: Path, *, last: str | None = None) -> None:
-    """Copy a local folder's files behind a URL, one of them after all others."""
-    remote = cast(UPath, folder)
-    for path in sorted(local.rglob("*"), key=lambda path: (path.name == last, path)):
-        if path.is_file():
-            target = remote / path.relative_to(local).as_posix()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            remote.fs.put_file(str(path), target.path)
 
 
 def remove(path: Path) -> None:
@@ -342,7 +282,7 @@ def free_bytes(path: Path) -> int | None:
 def used_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
     if not is_local(folder):
-        return sum(info["size"] for info in _remote_files(folder).values())
+        return sum(info["size"] for info in remote_files(folder).values())
     total = 0
     for path in folder.rglob("*") if folder.exists() else ():
         with suppress(FileNotFoundError):  # a run that is trained removes what it needs no more
@@ -365,7 +305,7 @@ def file_hash(path: Path) -> str:
         return _digest(path)
     remote = cast(UPath, path)
     state = remote.fs.info(remote.path)
-    known = cache_home() / "hashes" / text_hash([str(path), _state(state)])[:32]
+    known = cache_home() / "hashes" / text_hash([str(path), file_state(state)])[:32]
     if "ETag" not in state:
         return _digest(path)
     if not known.exists():
@@ -384,12 +324,12 @@ def folder_files(folder: Path) -> dict[str, dict[str, Any]]:
         files = [path for path in folder.rglob("*") if path.is_file()]
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     else:
-        sizes = {name: info["size"] for name, info in _remote_files(folder).items()}
+        sizes = {name: info["size"] for name, info in remote_files(folder).items()}
     shown = sorted(Path(name) for name in sizes if not Path(name).name.startswith("."))
     return {str(name): {"size": sizes[str(name)], "sha256": file_hash(folder / name)} for name in shown}
 
 
-def _remote_files(folder: Path) -> dict[str, dict[str, Any]]:
+def remote_files(folder: Path) -> dict[str, dict[str, Any]]:
     """What a file system says of every file below a folder behind a URL, by its path in it."""
     remote = cast(UPath, folder)
     found = cast(dict[str, dict[str, Any]], remote.fs.find(remote.path, detail=True))

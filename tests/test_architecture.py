@@ -19,7 +19,7 @@ STEPS: list[set[str]] = [
     {"storage"},
     {"config"},
     {"overrides"},
-    {"sealed", "lease"},
+    {"copies", "sealed", "lease"},
     {"manifest"},
     {"runs"},
     {"checkpoints"},

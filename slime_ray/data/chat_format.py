@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from slime_ray.copies import local_name
 from slime_ray.data.messages import Message
 from slime_ray.errors import DataError, ModelError
-from slime_ray.storage import json_hash, local_name
+from slime_ray.storage import json_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from slime_ray.config.data import DataConfig
+from slime_ray.copies import fetch, upload
 from slime_ray.data.preferences import Skipped, holds_pairs, read_demonstrations, read_preferences
 from slime_ray.data.row_count import RowCount
 from slime_ray.data.sources import content_hash
@@ -24,7 +25,7 @@ from slime_ray.data.token_part import PartFacts, strict_error, write_part
 from slime_ray.data.tokenization import ChatFormat, row_tokenizer, tokenizer_hash
 from slime_ray.data.tokenizer_pool import Numbered, Row, TokenizerPool
 from slime_ray.errors import ConfigError, DataError
-from slime_ray.storage import cache_home, fetch, is_local, json_hash, upload
+from slime_ray.storage import cache_home, is_local, json_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -24,11 +24,11 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from slime_ray.config.model import ModelConfig
+from slime_ray.copies import local_name
 from slime_ray.errors import ConfigError, ModelError
 from slime_ray.model.attention import FLASH, PACKABLE
 from slime_ray.model.attention import NAME as OUR_ATTENTION
 from slime_ray.model.source import ModelSource
-from slime_ray.storage import local_name
 
 # Bars and reports would stand between the lines of a log; what is wrong with a checkpoint is said below, in a sentence.
 transformers_logging.disable_progress_bar()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_ray.config.serving import ServedModelConfig
+from slime_ray.copies import fetch, local_name
 from slime_ray.data.chat_format import tokenizer_hash
 from slime_ray.errors import ModelError, RunError
 from slime_ray.manifest import Lineage, Manifest
@@ -17,12 +18,10 @@ from slime_ray.model.source import ModelSource, find_model
 from slime_ray.runs import find_run
 from slime_ray.storage import (
     cache_home,
-    fetch,
     folder_files,
     is_local,
     is_url,
     json_hash,
-    local_name,
     named,
     text_hash,
 )

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from slime_ray.checkpoints import MANIFEST, Checkpoint, CheckpointManifest
+from slime_ray.copies import new_folder
 from slime_ray.runs import to_lines
 from slime_ray.storage import (
     flush,
     folder_files,
     is_local,
-    new_folder,
     read_bytes,
     whole_lines,
     write_json,

@@ -10,6 +10,7 @@ from transformers import set_seed
 
 from slime_ray.checkpoints import best_checkpoint, discard_incomplete, room_needed
 from slime_ray.config.recipe import Recipe
+from slime_ray.copies import new_folder
 from slime_ray.data.batching import Lengths, total_steps
 from slime_ray.data.chat_format import ChatFormat
 from slime_ray.data.token_cache import PreparedData
@@ -19,7 +20,7 @@ from slime_ray.model.loading import check_positions, check_vocabulary, empty_mod
 from slime_ray.model.policy import Policy
 from slime_ray.objectives.table import OBJECTIVES
 from slime_ray.runs import Run, to_lines
-from slime_ray.storage import disk_errors, free_bytes, json_hash, new_folder, size_text, used_bytes, write_text
+from slime_ray.storage import disk_errors, free_bytes, json_hash, size_text, used_bytes, write_text
 from slime_ray.training.allocator import keep_freed_memory
 from slime_ray.training.card import model_card
 from slime_ray.training.checkpoint import restore_weights

@@ -7,7 +7,7 @@ import re
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.faults.harness import Start, Started, assert_same_outcome, run_of, wa
 from tests.storage.s3_server import S3Server, Wire, environment, forget_contacts, make_bucket
 
 OUTAGE_S = 20.0
+CLUSTER = {"RAY_ADDRESS": "local", "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,27 @@ def test_storage_that_is_away_for_a_while_costs_nothing_but_that(
     assert "Traceback" not in ended.err
     assert_same_outcome(run, undisturbed)
     assert [event.kind for event in run.events()] == ["started", "finished"]
+
+
+@pytest.mark.slow
+def test_rays_workers_wait_too_and_ray_itself_does_not_need_it(
+    s3: S3Server, recipe: Path, runs_dir: str, start: Start, in_one_go: Callable[..., Run], tmp_path: Path
+) -> None:
+    undisturbed = in_one_go("training.num_workers=2", environment=CLUSTER)
+    wire, run = Wire(s3.port), run_of(recipe, runs_dir)
+    environment = there(wire.url, tmp_path) | CLUSTER
+    training = start(recipe, runs_dir, "training.num_workers=2", environment=environment)
+    wait_until(lambda: names(run.checkpoints), timeout_s=120)
+    wire.cut()
+    time.sleep(OUTAGE_S)
+    assert training.process.is_alive()
+    assert run.manifest() is None
+    wire.mend()
+    ended = training.wait()
+    assert ended.code == 0, ended.err
+    assert_same_outcome(run, undisturbed)
+    assert [event.kind for event in run.events()] == ["started", "finished"]
+    assert sorted(names(run.runs_dir)) == [".cache", run.name]
 
 
 @pytest.mark.parametrize("file", ["optimizer.safetensors", "manifest.json"])

@@ -12,19 +12,17 @@ from typing import Any
 import pytest
 
 from slime_ray import s3, storage
+from slime_ray.copies import fetch, new_folder, upload
 from slime_ray.errors import StorageError
 from slime_ray.storage import (
     append_text,
     create,
-    fetch,
     file_hash,
     folder_files,
     names,
-    new_folder,
     place,
     read_bytes,
     remove,
-    upload,
     used_bytes,
     whole_lines,
     write_bytes,
@@ -244,7 +242,7 @@ def test_mistakes_are_told_within_seconds(bucket: str, server: S3Server, monkeyp
 
 
 def test_no_bucket_is_made_by_the_way(bucket: str) -> None:
-    folder = storage._named("s3://test-absent/runs")
+    folder = storage.unseen("s3://test-absent/runs")
     folder.mkdir(parents=True, exist_ok=True)
     with pytest.raises(StorageError, match=r"^s3://test-absent: there is no such bucket"):
         write_bytes(folder / "file", b"")

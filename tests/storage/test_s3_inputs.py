@@ -12,13 +12,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from slime_ray.copies import upload
 from slime_ray.data.sources import content_hash, read_rows
 from slime_ray.errors import ConfigError, DataError, ModelError
 from slime_ray.overrides import load_recipe, load_study
 from slime_ray.pipeline.recipes import load as load_pipeline
 from slime_ray.serving.candidate import find as find_candidate
 from slime_ray.serving.sources import recipe_of
-from slime_ray.storage import place, upload, write_bytes, write_text
+from slime_ray.storage import place, write_bytes, write_text
 from slime_ray.training.stage import chat_format, resolve
 from tests.command_line import Run as Command
 from tests.conftest import preference_rows

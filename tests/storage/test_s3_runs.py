@@ -1,8 +1,7 @@
-"""A runs folder on S3: trained here and on Ray, gone on from, held by one process, a parent, served, pruned."""
+"""A runs folder on S3: trained, gone on from, held by one process, a parent, served, certified, pruned."""
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 import threading
@@ -19,6 +18,7 @@ from slime_ray.overrides import load_recipe
 from slime_ray.runs import Run, find_run
 from slime_ray.serving.candidate import find as find_candidate
 from slime_ray.serving.sources import recipe_of
+from slime_ray.serving.trained import Trained
 from slime_ray.storage import names, place
 from slime_ray.training.fit import train
 from slime_ray.training.keeper import RunKeeper
@@ -61,6 +61,8 @@ def test_a_run_is_what_it_is_on_a_disk(
         found = find_candidate("recipe", served.models["recipe"], runs_dir=place(served.runs_dir))
         assert found.run == manifest
         assert (Path(found.location) / "model.safetensors").read_bytes() == content(here)[1]
+    trained = Trained.of("run:recipe", runs_dir=place(url), pairs=2)
+    assert len(trained.logps(trained.samples[0].sides)) == 2
     sys.argv = ["slime-ray", "runs", "--prune", "--runs-dir", url]
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -127,20 +129,3 @@ def test_storage_that_stays_away_ends_the_run_with_a_sentence(
         str(found.value),
     )
     assert content(train(remote)) == content(here)
-
-
-def test_ray_workers_write_there_and_ray_does_not(bucket: str, write_recipe: WriteRecipe) -> None:
-    import ray
-
-    recipe = write_recipe(SETTINGS)
-    here = train(load_recipe(recipe))
-    # Its workers get the environment of this test.
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        there = train(load_recipe(recipe, [f"runs_dir={bucket}/runs", "training.num_workers=2"]))
-    finally:
-        ray.shutdown()
-    assert [line["step"] for line in there.metrics()] == [line["step"] for line in here.metrics()]
-    assert there.last_metrics()["loss"] == pytest.approx(here.last_metrics()["loss"], rel=1e-9)
-    assert there.manifest() is not None
-    assert sorted(names(place(f"{bucket}/runs"))) == [".cache", there.name]
