@@ -61,6 +61,12 @@ class TrainingConfig(Section):
     max_failures: int = Field(
         default=3, ge=0, description="times that workers may be lost before a command gives up", json_schema_extra=PLACE
     )
+    wait_minutes: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="for a cluster that grows, or gets lost nodes back, to have room for the workers",
+        json_schema_extra=PLACE,
+    )
     hang_minutes: float = Field(
         default=10.0,
         gt=0.0,

@@ -25,7 +25,14 @@ from slime_ray.search.trial import carry_out
 from slime_ray.search.trials import Ledger, distinct
 from slime_ray.search.weights import Weights
 from slime_ray.storage import disk_errors, remove
-from slime_ray.training.cluster import check_resources, connected, living_nodes, places, worker_resources
+from slime_ray.training.cluster import (
+    await_room,
+    check_resources,
+    connected,
+    living_nodes,
+    places,
+    worker_resources,
+)
 from slime_ray.training.signals import on_signal
 
 # A trial that failed without a user's mistake in it, such as one whose process was killed, is tried once more.
@@ -73,6 +80,7 @@ def run_trials(bench: Bench, ledger: Ledger, wanted: Next, *, lease: Lease, weig
         course.halt(Interrupted(f"{bench.name}: stopped; the same command goes on"))
 
     with on_signal(stop), connected(settings), on_signal(stop), disk_errors(bench.folder, setting="studies_dir"):
+        await_room(settings, lambda: room(settings, living_nodes()), say=shown.say)
         at_once = room(settings, living_nodes())
         course.at_once = min(at_once, bench.concurrent or at_once)
         try:
@@ -124,7 +132,7 @@ def _tune(course: Course) -> None:
 
     thread = threading.Thread(target=fit, name="tune", daemon=True)
     thread.start()
-    looked = time.monotonic()
+    looked = roomy = time.monotonic()
     while thread.is_alive():
         thread.join(_LOOK_S)
         if course.lease.wish == "lost":
@@ -133,17 +141,21 @@ def _tune(course: Course) -> None:
             )
         if time.monotonic() - looked > _ROOM_LOOK_S and course.halted is None:
             looked = time.monotonic()
-            _look_for_room(course)
+            if (problem := _no_room(course)) is None:
+                roomy = looked
+            elif looked - roomy > 60 * course.bench.recipe.training.wait_minutes:
+                course.halt(problem)
     for error in raised:
         raise error
 
 
-def _look_for_room(course: Course) -> None:
-    """A cluster that lost its nodes would have trials wait for ever."""
+def _no_room(course: Course) -> ClusterError | None:
+    """Why a cluster that lost its nodes would have trials wait for ever."""
     try:
         room(course.bench.recipe.training, living_nodes())
     except ClusterError as error:
-        course.halt(error)
+        return error
+    return None
 
 
 def _tuner(course: Course, folder: str) -> tune.Tuner:

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ from slime_ray.storage import remove, write_text
 # Between looks at which nodes the cluster is about to take away.
 _PREEMPTION_LOOK_S = 5.0
 _CONNECT_S = 2.0
+# Between looks at whether a cluster has grown.
+_ROOM_LOOK_S = 2.0
 # Gauges by the metric that they show.
 _GAUGES = {
     "step": ("slime_ray_step", "optimizer steps done"),
@@ -177,6 +180,46 @@ def places(needed: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) ->
     """Workers that nodes have room for, by what each takes of its node."""
     # A tenth of a GPU fits ten times, though 1 // 0.1 is 9.
     return sum(int(min(node.get(kind, 0) / each + 1e-6 for kind, each in needed.items())) for node in nodes)
+
+
+def await_room(
+    settings: TrainingConfig,
+    check: Callable[[], object],
+    *,
+    say: Callable[[str], None],
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Return once the nodes have room for a run's workers; a cluster that can grow is asked to, meanwhile.
+
+    Args:
+        settings: of the run; `wait_minutes` is how long.
+        check: raises ClusterError while there is no room.
+        say: is told once that it waits, and for what.
+        stopped: whether nobody waits any more.
+
+    Raises:
+        ClusterError: there is no room, and it was waited for long enough.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    until, told = time.monotonic() + 60 * settings.wait_minutes, False
+    try:
+        while not stopped():
+            try:
+                check()
+                return
+            except ClusterError as error:
+                if time.monotonic() >= until:
+                    raise
+                if not told:
+                    say(f"waiting up to {settings.wait_minutes:g} minutes (training.wait_minutes) for room: {error}")
+                told = True
+            # What is asked for stands until the next one asks: another job may have.
+            request_resources(bundles=[worker_resources(settings)] * max(1, settings.fewest_workers))
+            time.sleep(_ROOM_LOOK_S)
+    finally:
+        if told:
+            request_resources(num_cpus=0)
 
 
 def check_resources(settings: TrainingConfig, nodes: Sequence[Mapping[str, float]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from slime_ray.lease import Lease, LeaseReader
 from slime_ray.runs import Run
 from slime_ray.storage import disk_errors
 from slime_ray.training.cluster import (
+    await_room,
     check_resources,
     connected,
     gauges,
@@ -196,15 +198,21 @@ def _train_on_ray(stage: Stage, tokens: Path, lease: Lease, beside: int) -> Endi
     """
     from slime_ray.training.loop import Ending
 
-    lost = 0
+    settings, lost = stage.recipe.training, 0
+
+    def stopped() -> bool:
+        return lease.wish == "stop"
+
     while True:
-        check_resources(stage.recipe.training, living_nodes())
+        await_room(settings, lambda: check_resources(settings, living_nodes()), say=_say, stopped=stopped)
+        if stopped():
+            return Ending.INTERRUPTED
         try:
             return _attempt(stage, tokens, lease, beside)
         except LostWorkers as error:
             lost += 1
             stage.run.note("worker lost", str(error))
-            allowed = stage.recipe.training.max_failures
+            allowed = settings.max_failures
             if lost > allowed:
                 raise ClusterError(
                     f"{stage.run.name}: {error}. That was failure {lost} of this command, training.max_failures = "
@@ -213,9 +221,7 @@ def _train_on_ray(stage: Stage, tokens: Path, lease: Lease, beside: int) -> Endi
             _say(f"{error}; failure {lost} of {allowed} allowed, going on from the last checkpoint")
         except Preempted as error:  # no failure: it was announced, and a checkpoint was written
             stage.run.note("warning", str(error))
-        if lease.wish == "stop":
-            return Ending.INTERRUPTED
-        if isinstance(stage.recipe.training.num_workers, tuple):
+        if isinstance(settings.num_workers, tuple) and not stopped():
             look_again()
 
 
@@ -320,6 +326,7 @@ def _worker(config: dict[str, Any]) -> int:
     stage: Stage = config["stage"]
     settings, run = stage.recipe.training, stage.run
     rank = ray.train.get_context().get_world_rank()
+    _see_folder(run, rank)
     torch.set_num_threads(settings.cpus_per_worker)
     pulse.watch(60 * settings.hang_minutes, say=lambda sentence: run.note("warning", f"worker {rank}, {sentence}"))
     show = gauges(run.name) if rank == 0 else lambda _: None
@@ -335,3 +342,16 @@ def _worker(config: dict[str, Any]) -> int:
     orders = LeaseReader(run.lease, *config["lease"])
     sharing = config["beside"] * ray.train.get_context().get_local_world_size()
     return run_stage(stage, open_tokens(config["tokens"]), orders, device=device, sharing=sharing, report=report)
+
+
+def _see_folder(run: Run, rank: int) -> None:
+    """See that this node has the run's folder.
+
+    Raises:
+        ClusterError: it lies on another node's disk.
+    """
+    if run.lineage() is None:
+        raise ClusterError(
+            f"runs_dir = {str(run.runs_dir)!r}: worker {rank} on node {socket.gethostname()} does not see {run.name} "
+            "there; expected a folder that all nodes share, or a URL such as s3://bucket/runs"
+        )
