@@ -166,7 +166,7 @@ def _build(name: str, root: Path, *, device: str) -> None:
                 _copy(text, cwd, root)
             case "RUN" if text.partition(" ")[0] in ("pip", "grep"):
                 environment = os.environ | variables | {"PATH": f"{place / 'venv' / 'bin'}:{os.environ['PATH']}"}
-                subprocess.run(["sh", "-euc", text], cwd=cwd, env=environment, check=True, timeout=280)
+                subprocess.run(["sh", "-euc", text], cwd=cwd, env=environment, check=True, timeout=500)
             case "RUN":
                 assert text.partition(" ")[0] in ("apt-get", "useradd", "mkdir"), text
 
@@ -192,7 +192,7 @@ def _kept_out(folder: str, names: list[str], base: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_in_an_image_s_environment_a_job_is_submitted_and_trains(image: Path, tmp_path: Path) -> None:
     place = laid_out("cpu", tmp_path)
     (quickstart,) = (m for m in built("cpu") if m["kind"] == "Job")
