@@ -63,6 +63,11 @@ def _instructions(text: str) -> Iterator[tuple[str, str]]:
             yield word, re.sub(r"\s+", " ", rest).strip()
 
 
+ARGUMENTS, STAGES = read()
+VARIABLES = dict(pair.split("=", 1) for text in STAGES["node"].all("ENV") for pair in text.split())
+"""What the images set."""
+
+
 def ignored(path: str) -> bool:
     """Whether .dockerignore keeps a path of the repository from the builder; its last line that fits decides."""
     verdict = False

@@ -71,7 +71,7 @@ class Cluster:
         self.stack.callback(log.close)
         self.agents.append(agent)
         end = time.monotonic() + _START_S
-        while self.check(service, agent).returncode != 0:
+        while not (listens(self.dashboard) and self.check(service, agent).returncode == 0):
             said = Path(log.name).read_text(errors="replace")
             assert process.poll() is None, said
             assert time.monotonic() < end, said
@@ -130,6 +130,15 @@ def cluster(binaries: Path, *, cwd: Path, workers: int, variables: Mapping[str, 
             yield made
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def listens(port: int) -> bool:
+    """Whether something on this machine listens on a port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def free_port() -> int:

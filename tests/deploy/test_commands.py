@@ -7,12 +7,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,12 @@ import pytest
 from slime_ray.serving.gateway.keys import add_key
 from tests.command_line import Run
 from tests.deploy.commands import JOBS, Place, job, laid_out
-from tests.deploy.dockerfile import ignored, read
+from tests.deploy.dockerfile import STAGES, VARIABLES, ignored
 from tests.deploy.manifests import ROOT, built
 from tests.deploy.nodes import SERVICES, Cluster, cluster
 
-ARGUMENTS, STAGES = read()
 BINARIES = Path(sys.executable).parent
-# Nodes that are there to stay: without a driver, since a node that is drained may be gone by now.
+# Nodes that are there to stay, asked without a driver, which would be something that runs.
 _GOING = """
 import os
 from ray._private.state import state
@@ -126,15 +126,23 @@ def _asked(made: Cluster, path: str, *, body: Any = None, token: str | None = "o
 
 
 @pytest.mark.slow
-def test_a_pod_that_ends_tells_ray_and_waits_for_what_runs(tmp_path: Path) -> None:
-    with cluster(BINARIES, cwd=tmp_path, workers=0, variables={}) as ending:
-        busy = subprocess.Popen(["ray::Trainer", "60"], executable="/bin/sleep")
-        begun = time.monotonic()
-        told = ending.run(f"bash {ROOT / 'docker' / 'drain.sh'} 9")
-        assert (told.returncode, time.monotonic() - begun > 9) == (0, True), told.stderr
-        busy.kill()
-        busy.wait()
-        assert ending.run(f"python -c '{_GOING}'").stdout == "[]\n"
+def test_a_node_that_gets_a_sigterm_says_that_it_goes_and_waits_for_what_runs(tmp_path: Path) -> None:
+    limit = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": VARIABLES["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]}
+    with cluster(BINARIES, cwd=tmp_path, workers=0, variables=limit) as ending:
+        _asked(ending, "/api/jobs/", body={"entrypoint": "touch begun; sleep 20; touch ended"})
+        _until((tmp_path / "begun").exists)
+        ending.head.send_signal(signal.SIGTERM)
+        _until(lambda: ending.run(f"python -c '{_GOING}'").stdout == "[]\n")
+        assert ending.head.poll() is None
+        ending.head.wait(60)
+        assert (tmp_path / "ended").exists()
+
+
+def _until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

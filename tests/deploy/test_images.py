@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from ray._private import ray_constants
+from ray.dashboard.modules.job import job_supervisor
 
 from slime_ray.serving.gateway.doorway import middlewares
-from tests.deploy.dockerfile import DOCKERFILE, Stage, ignored, read
+from tests.deploy.dockerfile import ARGUMENTS, DOCKERFILE, STAGES, VARIABLES, Stage, ignored
 from tests.deploy.manifests import ROOT
 
-ARGUMENTS, STAGES = read()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 every_service = pytest.mark.parametrize("name", SERVICES)
@@ -100,11 +102,13 @@ def test_nobody_is_root_and_one_folder_is_written_to() -> None:
 
 
 def test_what_an_image_sets_means_something() -> None:
-    variables = dict(pair.split("=", 1) for text in STAGES["node"].all("ENV") for pair in text.split())
-    assert variables["RAY_AUTH_MODE"] == "token"
-    assert variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == f"{middlewares.__module__}.{middlewares.__name__}"
-    # Longer than what a checkpoint may take, shorter than what compose and Kubernetes leave.
-    assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) < int(COMPOSE["x-node"]["stop_grace_period"].removesuffix("s"))
+    assert VARIABLES["RAY_AUTH_MODE"] == "token"
+    assert VARIABLES["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == f"{middlewares.__module__}.{middlewares.__name__}"
+    # Longer than what a checkpoint may take, shorter than what compose leaves.
+    waits = {"RAY_JOB_STOP_WAIT_TIME_S": job_supervisor, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": ray_constants}
+    for name, where in waits.items():
+        assert f'"{name}"' in inspect.getsource(where)
+        assert 60 < int(VARIABLES[name]) < int(COMPOSE["x-node"]["stop_grace_period"].removesuffix("s"))
 
 
 @pytest.mark.parametrize("name", ["train", "serve"])
