@@ -40,6 +40,9 @@ _BROKEN = (*s3fs.core.S3_RETRYABLE_ERRORS, ConnectionError)
 # Codes that are not 5xx and say: once more.
 _AGAIN = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown", "Throttling"}
 
+# Statuses that callers ask for: no such file, one that is there already or has changed, a range beyond its end.
+_TOLD = {404, 409, 412, 416}
+
 _patience: ContextVar[float | None] = ContextVar("patience", default=None)
 
 
@@ -135,6 +138,8 @@ class S3Files(S3FileSystem):
             return " ".join(str(error).split())
         if _status(error) in (301, 307):
             return "the bucket is in another region; set AWS_DEFAULT_REGION"
+        if _status(error) >= 400 and _status(error) not in _TOLD and not _may_pass(error):
+            return f"{self._server()} refuses the request ({_code(error) or _status(error)})"
         return None
 
     def _server(self) -> str:

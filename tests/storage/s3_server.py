@@ -17,7 +17,14 @@ Answer = Callable[[dict[str, Any]], int | None]
 
 KEY, SECRET = "test-key-id", "test-secret-that-nobody-may-see"
 _XML = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
-_CODES = {403: "AccessDenied", 409: "ConditionalRequestConflict", 500: "InternalError", 503: "ServiceUnavailable"}
+_CODES = {
+    400: "InvalidRequest",
+    403: "AccessDenied",
+    404: "NoSuchUpload",
+    409: "ConditionalRequestConflict",
+    500: "InternalError",
+    503: "ServiceUnavailable",
+}
 
 
 class _Quiet(MotoRequestHandler):

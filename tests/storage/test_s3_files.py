@@ -154,19 +154,19 @@ def test_a_creator_whose_answer_was_lost_knows_itself(bucket: str, server: S3Ser
         assert create(place(f"{bucket}/lease/2"), b"mine")
 
 
-def test_an_upload_in_parts_whose_last_answer_was_lost(
-    bucket: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_upload_in_parts_whose_last_answer_was_lost(bucket: str, server: S3Server) -> None:
     path, data = place(f"{bucket}/large"), bytes(11 * 2**20)
-    lost = iter([500])
+    # The first request is carried out, and the server does not know of the upload any more when it is asked again.
+    lost, known = iter([500]), iter([None])
 
-    def completes(environ: dict[str, Any]) -> int | None:
-        return (
-            next(lost, None) if environ["REQUEST_METHOD"] == "POST" and "uploadId" in environ["QUERY_STRING"] else None
-        )
+    def completes(environ: dict[str, Any]) -> bool:
+        return environ["REQUEST_METHOD"] == "POST" and "uploadId" in environ["QUERY_STRING"]
 
     remote: Any = path
-    with server.forgetting(completes):
+    with (
+        server.forgetting(lambda environ: next(lost, None) if completes(environ) else None),
+        server.answering(lambda environ: next(known, 404) if completes(environ) else None),
+    ):
         remote.fs.pipe_file(remote.path, data, chunksize=5 * 2**20)
     assert next(lost, None) is None
     assert read_bytes(path) == data
@@ -213,6 +213,8 @@ def refused(name: str) -> str:
 def test_mistakes_are_told_within_seconds(bucket: str, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused("s3://test-absent/runs") == "s3://test-absent: there is no such bucket; make it"
     assert "Invalid bucket name" in refused("s3://No_Such_Bucket!/runs")
+    with server.answering(lambda _: 400):
+        assert refused(f"{bucket}/runs") == f"{bucket}/runs: {server.url} refuses the request (400)"
     with server.answering(lambda _: 403):
         assert refused(f"{bucket}/runs").startswith(f"{bucket}/runs: {server.url} refuses access (403)")
 

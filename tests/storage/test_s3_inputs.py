@@ -177,6 +177,8 @@ def test_the_command_line_takes_urls(
     shown = run("inspect", f"{bucket}/pairs.jsonl", "--recipe", f"{bucket}/recipes/x.toml", "--json")
     assert shown.code == 0, shown.err
     assert json.loads(shown.out)["rows"] == 41
+    planned = run("plan", f"{bucket}/recipes/x.toml")
+    assert planned.code == 0, planned.err
     trained = run("train", f"{bucket}/recipes/x.toml")
     assert trained.code == 0, trained.err
     assert trained.out.startswith(f"{bucket}/runs/x-")
