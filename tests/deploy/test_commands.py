@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from slime_ray.serving.gateway.keys import add_key
+from slime_ray.serving.sources import recipe_of
 from tests.command_line import Run
 from tests.deploy.commands import JOBS, Place, job, laid_out
 from tests.deploy.dockerfile import STAGES, VARIABLES, ignored
@@ -77,7 +78,10 @@ def test_the_endpoint_s_commands_are_accepted(tmp_path: Path, run: Run, monkeypa
         assert found.code == 2
         # As far as a run that nobody has trained here.
         assert re.search(r"error: .*run:quickstart/slime.*: no finished run of this name", found.err), found.err
-        assert ("port=8000" in words) == (SERVICES["endpoint"]["ports"] == ["127.0.0.1:8000:8000"])
+        # A source that need not be there shows that the settings are some.
+        settings = recipe_of(["any"], [word for word in words if "=" in word])
+        assert (settings.host, settings.port, settings.keys.file) == ("0.0.0.0", 8000, "/run/secrets/api_keys")
+    assert SERVICES["endpoint"]["ports"] == ["127.0.0.1:8000:8000"]
 
 
 def test_health_checks_tell_a_node_from_none(head: Cluster) -> None:
