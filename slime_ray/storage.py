@@ -41,6 +41,7 @@ _DISK = {
 fsspec.register_implementation("s3", "slime_ray.s3.S3Files", clobber=True, errtxt="s3fs: pip install 'slime-ray[s3]'")
 # Buckets that have answered this process.
 _reached: set[str] = set()
+_ANY = "any"
 
 
 def place(name: str) -> Path:
@@ -75,10 +76,15 @@ def unseen(name: str) -> Path:
         raise StorageError(f"{name}: no file system for this URL ({error}); install its package") from None
 
 
+def take_as_seen() -> None:
+    """Ask no bucket whether it answers: whoever started this process has, and storage that is away is waited for."""
+    _reached.add(_ANY)
+
+
 def _reach(remote: UPath) -> None:
     """See that a bucket answers, once a process: a mistake is told before anything is waited for or done."""
     bucket = f"{remote.protocol}://{remote.path.partition('/')[0]}"
-    if remote.protocol != "s3" or bucket in _reached:
+    if remote.protocol != "s3" or bucket in _reached or _ANY in _reached:
         return
     from slime_ray.s3 import first_contact
 

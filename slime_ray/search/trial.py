@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from slime_ray.errors import ClusterError, Interrupted, SlimeRayError, StorageError
 from slime_ray.lease import LeaseReader
-from slime_ray.storage import disk_errors, write_json
+from slime_ray.storage import disk_errors, take_as_seen, write_json
 from slime_ray.training.cluster import worker_resources
 from slime_ray.training.fit import train_prepared
 from slime_ray.training.progress import NewMetrics
@@ -43,6 +43,7 @@ class Scoring:
         """
         from slime_ray.training.scoring import score
 
+        take_as_seen()
         options = {"max_length": self.max_length, "max_new_tokens": self.max_new_tokens}
         with disk_errors(self.runs_dir):
             found = score(model, self.entry, runs_dir=self.runs_dir, **options)
@@ -94,6 +95,7 @@ def carry_out(config: dict[str, Any]) -> None:
 def _ending(order: Order) -> tuple[Ending, str]:
     from slime_ray.data.token_cache import open_tokens
 
+    take_as_seen()
     orders = _orders(*order.lease)
     run = order.stage.run
     if orders.look() in ("stop", "lost"):

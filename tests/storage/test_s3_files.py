@@ -226,6 +226,10 @@ def test_mistakes_are_told_within_seconds(bucket: str, server: S3Server, monkeyp
         assert told.startswith(f"{bucket}/runs: http://127.0.0.1:9 did not answer for ")
         assert told.endswith(f" s ({error}); look at it, at AWS_ENDPOINT_URL and at the network")
 
+    # A process that another one started for work behind it does not ask first.
+    storage.take_as_seen()
+    assert str(place(f"{bucket}/runs")) == f"{bucket}/runs"
+
     monkeypatch.setenv("AWS_ENDPOINT_URL", "somewhere")
     forget_contacts()
     assert refused(f"{bucket}/runs") == (

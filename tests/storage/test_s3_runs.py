@@ -24,7 +24,7 @@ from slime_ray.training.fit import train
 from slime_ray.training.keeper import RunKeeper
 from slime_ray.training.stage import resolve
 from tests.faults.harness import metrics_without_timings
-from tests.storage.s3_server import S3Server
+from tests.storage.s3_server import KEY, SECRET, S3Server
 
 WriteRecipe = Callable[..., Path]
 SETTINGS = {"training.max_steps": 6, "checkpoint.every_steps": 2, "loss.kind": "dpo"}
@@ -51,6 +51,8 @@ def test_a_run_is_what_it_is_on_a_disk(
         name: file for name, file in expected.files.items() if name != "README.md"
     }
     assert sorted(names(there.folder)) == sorted(set(names(here.folder)) - {"tensorboard"})
+    written = [path.read_bytes() for path in there.folder.rglob("*") if path.is_file()]
+    assert not any(secret.encode() in data for data in written for secret in (KEY, SECRET))
 
     # The same command returns it, a second recipe starts from it, it can be served, and what is of no use goes.
     assert train(load_recipe(recipe, [f"runs_dir={url}"])) == there
