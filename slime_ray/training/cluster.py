@@ -24,6 +24,8 @@ _PREEMPTION_LOOK_S = 5.0
 _CONNECT_S = 2.0
 # Between looks at whether a cluster has grown.
 _ROOM_LOOK_S = 2.0
+# For a node that counts as alive to answer, or to be found dead: Ray needs some 20 s for that.
+_SETTLED_S = 60.0
 # Gauges by the metric that they show.
 _GAUGES = {
     "step": ("slime_ray_step", "optimizer steps done"),
@@ -155,6 +157,26 @@ def _coordinator(method: str, *arguments: Any, **options: Any) -> None:
     )
 
     ray.get(getattr(get_or_create_autoscaling_coordinator(), method).remote(*arguments, **options))
+
+
+def settle() -> None:
+    """Return once every node that counts as alive has answered or is known to be dead.
+
+    A node that is gone without a word still counts for a while, and Ray would wait for workers on it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def answer() -> None:
+        """Nothing but an answer."""
+
+    asked = [
+        answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    ray.wait(asked, num_returns=len(asked), timeout=_SETTLED_S)
 
 
 def gauges(run: str) -> Callable[[Mapping[str, float]], None]:

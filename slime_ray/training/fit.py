@@ -30,6 +30,7 @@ from slime_ray.training.cluster import (
     look_again,
     preemption_watch,
     reserved,
+    settle,
     worker_resources,
 )
 from slime_ray.training.progress import Progress
@@ -219,6 +220,7 @@ def _train_on_ray(stage: Stage, tokens: Path, lease: Lease, beside: int) -> Endi
                     f"{allowed}; look at these workers' nodes, the same command goes on from the last checkpoint"
                 ) from None
             _say(f"{error}; failure {lost} of {allowed} allowed, going on from the last checkpoint")
+            settle()
         except Preempted as error:  # no failure: it was announced, and a checkpoint was written
             stage.run.note("warning", str(error))
         if isinstance(settings.num_workers, tuple) and not stopped():

@@ -15,16 +15,16 @@ from tests.started_cluster import Node, StartedCluster
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # Each row a micro-batch, so that there is time to kill something.
-SETTINGS = ("training.num_workers=2", "training.max_steps=60", "training.eval_every=20")
-SLOWLY = ("training.tokens_per_micro_batch=1", "checkpoint.every_steps=5")
+SETTINGS = ("training.num_workers=2", "training.max_steps=200", "training.eval_every=50")
+SLOWLY = ("training.tokens_per_micro_batch=1", "checkpoint.every_steps=5", "training.wait_minutes=3")
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[StartedCluster]:
-    """A head that runs drivers alone, and one more worker than a job needs."""
+    """A head that runs drivers alone, and as many workers as a job needs."""
     with StartedCluster() as started:
         started.start_head(cpus=0)
-        started.start_workers(3)
+        started.start_workers(2)
         yield started
 
 
@@ -57,9 +57,20 @@ def run_in(folder: Path) -> Run | None:
     return runs[0] if runs else None
 
 
-def has_reached(folder: Path, step: int) -> bool:
+def wait_for_step(step: int, cluster: StartedCluster, name: str, folder: Path) -> None:
+    """Return in the middle of a run."""
+
+    def reached() -> bool:
+        run = run_in(folder)
+        return run is not None and int(run.last_metrics().get("step", 0)) >= step
+
+    try:
+        wait_until(reached, timeout_s=150)
+    except AssertionError:
+        pytest.fail(cluster.run("logs", name).stdout)
     run = run_in(folder)
-    return run is not None and int(run.last_metrics().get("step", 0)) >= step
+    assert run is not None
+    assert run.manifest() is None
 
 
 def has_workers(node: Node) -> bool:
@@ -77,8 +88,11 @@ def content(run: Run) -> tuple[list[dict[str, float]], dict[str, bytes]]:
 
 def test_a_node_dies(cluster: StartedCluster, job: Callable[[], str], expected: Run, tmp_path: Path) -> None:
     name = job()
-    wait_until(lambda: has_reached(tmp_path / "runs", 10), timeout_s=120)
+    wait_for_step(10, cluster, name, tmp_path / "runs")
     next(node for node in cluster.workers if has_workers(node)).kill()
+    # There is no room for two workers until another node has come.
+    wait_until(lambda: "waiting up to 3 minutes" in cluster.run("logs", name).stdout, timeout_s=90)
+    cluster.start_workers(1)
     assert end_of(cluster, name) == 0
     run = run_in(tmp_path / "runs")
     assert run is not None
@@ -88,7 +102,7 @@ def test_a_node_dies(cluster: StartedCluster, job: Callable[[], str], expected: 
 
 def test_the_driver_dies(cluster: StartedCluster, job: Callable[[], str], expected: Run, tmp_path: Path) -> None:
     name = job()
-    wait_until(lambda: has_reached(tmp_path / "runs", 10), timeout_s=120)
+    wait_for_step(10, cluster, name, tmp_path / "runs")
     (driver,) = (process for process in psutil.process_iter() if "jobs.train" in drivers_arguments(process, cluster))
     driver.kill()
     assert end_of(cluster, name) == 137
@@ -104,7 +118,7 @@ def test_the_head_dies_and_a_new_cluster_goes_on(
     cluster: StartedCluster, job: Callable[[], str], expected: Run, tmp_path: Path
 ) -> None:
     name = job()
-    wait_until(lambda: has_reached(tmp_path / "runs", 10), timeout_s=120)
+    wait_for_step(10, cluster, name, tmp_path / "runs")
     assert cluster.head is not None
     cluster.head.kill()
     for node in cluster.workers:
