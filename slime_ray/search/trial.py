@@ -12,13 +12,15 @@ from typing import Any, Literal, Self
 
 from slime_ray.errors import ClusterError, Interrupted, SlimeRayError, StorageError
 from slime_ray.lease import LeaseReader
-from slime_ray.storage import disk_errors, take_as_seen, write_json
+from slime_ray.storage import disk_errors, is_local, take_as_seen, write_json
 from slime_ray.training.cluster import worker_resources
 from slime_ray.training.fit import train_prepared
 from slime_ray.training.progress import NewMetrics
 from slime_ray.training.stage import Stage
 
 _LOOK_S = 0.25
+# Behind a URL every look is a request.
+_REMOTE_LOOK_S = 2.0
 _WAIT_S = 2.0
 
 # How a trial's process ended. "interrupted": it was asked to stop; "disk": no disk that a study writes to is to be
@@ -151,7 +153,7 @@ class _Follower:
 
     def _follow(self) -> None:
         asked = False
-        while not self._ended.wait(_LOOK_S):
+        while not self._ended.wait(_LOOK_S if is_local(self._order.stop) else _REMOTE_LOOK_S):
             with suppress(StorageError):  # the run itself tells of it
                 if not asked and (self._orders.wish in ("stop", "lost") or self._order.stop.exists()):
                     asked = True

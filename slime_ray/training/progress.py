@@ -16,9 +16,11 @@ from rich.progress import Progress as Bar
 
 from slime_ray.errors import StorageError
 from slime_ray.runs import Run
-from slime_ray.storage import read_bytes
+from slime_ray.storage import is_local, read_bytes
 
 _POLL_S = 0.5
+# Behind a URL, where every look is paid for and metrics are written every few seconds.
+_REMOTE_POLL_S = 5.0
 _SECONDS_BETWEEN_LINES = 10.0
 _SHOWN = (
     "loss",
@@ -62,6 +64,7 @@ class Progress:
         self._steps = steps
         self._metrics = NewMetrics(run)
         self._told = told
+        self._poll_s = _POLL_S if is_local(run.folder) else _REMOTE_POLL_S
         self._last: dict[str, float] | None = None
         self._ended = threading.Event()
         self._console = Console(stderr=True)
@@ -89,7 +92,7 @@ class Progress:
             task = bar.add_task(self._run.name, total=self._steps, values="starting")
             ended = False
             while not ended:
-                ended = self._ended.wait(_POLL_S)
+                ended = self._ended.wait(self._poll_s)
                 for line in self._news():
                     self._console.print(line, style="yellow", markup=False, highlight=False)
                 if latest := self._latest():
@@ -99,7 +102,7 @@ class Progress:
         print(f"{self._run.name}: {self._steps} steps", file=sys.stderr, flush=True)
         printed, ended, shown = time.monotonic(), False, 0
         while not ended:
-            ended = self._ended.wait(_POLL_S)
+            ended = self._ended.wait(self._poll_s)
             for line in self._news():
                 print(line, file=sys.stderr, flush=True)
             due = ended or time.monotonic() - printed > _SECONDS_BETWEEN_LINES

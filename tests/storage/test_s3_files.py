@@ -187,6 +187,16 @@ def test_what_passes_is_waited_out(status: int, bucket: str, server: S3Server, m
             assert do() == expected
 
 
+def test_a_server_that_hangs_is_asked_again(bucket: str, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3.S3Files, "read_timeout", 0.3)
+    forget_contacts()
+    path = place(f"{bucket}/file")
+    hangs = iter([1.0, 1.0])
+    with server.answering(lambda _: time.sleep(next(hangs, 0.0))):
+        write_bytes(path, b"data")
+    assert read_bytes(path) == b"data"
+
+
 def test_what_lasts_is_one_sentence(bucket: str, server: S3Server, impatient: None) -> None:
     path = place(f"{bucket}/runs/file")
     write_bytes(path, b"data")
