@@ -49,6 +49,9 @@ _patience: ContextVar[float | None] = ContextVar("patience", default=None)
 class S3Files(S3FileSystem):
     """s3fs's file system with patience, without folders, and without answers that hide a failure."""
 
+    # Until it answers again, so that a command which ends does not wait with each of its last words.
+    _gave_up = False
+
     def _prepare_config_kwargs(self) -> dict[str, Any]:
         """Options of botocore, whose own retries would multiply ours."""
         return {"retries": {"total_max_attempts": 1}, **super()._prepare_config_kwargs()}
@@ -103,14 +106,19 @@ class S3Files(S3FileSystem):
         began = time.monotonic()
         while True:
             try:
-                return await call()
+                found = await call()
+                self._gave_up = False
+                return found
             except (OSError, BotoCoreError, ClientError, ValueError, *_BROKEN) as error:
                 where = f"s3://{place.rstrip('/')}"
                 if (mistake := self._mistake(error)) is not None:
                     raise StorageError(f"{where}: {mistake}") from None
                 if not _may_pass(error):
+                    self._gave_up = False
                     raise
-                if (waited := time.monotonic() - began) > (_patience.get() or PATIENCE_S):
+                patience = _patience.get() or (FIRST_PATIENCE_S if self._gave_up else PATIENCE_S)
+                if (waited := time.monotonic() - began) > patience:
+                    self._gave_up = True
                     advice = (
                         "what was finished is kept, the same command goes on"
                         if _patience.get() is None

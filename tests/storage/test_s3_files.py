@@ -209,6 +209,27 @@ def test_what_lasts_is_one_sentence(bucket: str, server: S3Server, impatient: No
     assert read_bytes(path) == b"data"
 
 
+def test_storage_that_was_given_up_is_not_waited_for_again(
+    bucket: str, server: S3Server, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place(f"{bucket}/file")
+    write_bytes(path, b"data")
+    monkeypatch.setattr(s3, "PATIENCE_S", 2.0)
+
+    def waited() -> float:
+        began = time.monotonic()
+        with pytest.raises(StorageError):
+            read_bytes(path)
+        return time.monotonic() - began
+
+    with server.answering(lambda _: 503):
+        assert waited() > 2
+        assert waited() < 2
+    assert read_bytes(path) == b"data"
+    with server.answering(lambda _: 503):
+        assert waited() > 2
+
+
 def refused(name: str) -> str:
     began = time.monotonic()
     with pytest.raises(StorageError) as found:
