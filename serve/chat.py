@@ -19,6 +19,6 @@ class Arguments(BaseModel):
 
 # Ray reads the annotation itself: with `from __future__ import annotations` it would be a text, and nothing checked.
 def build(arguments: Arguments) -> Application:
-    """The application of a serving recipe."""
+    """The application of a serving recipe; nodes may join after it was declared, as on KubeRay they do."""
     recipe = load_serving(arguments.config, arguments.overrides)
-    return app.build(recipe, resolve(recipe, say=print))
+    return app.build(recipe, resolve(recipe, say=print), wait_for_room=True)

@@ -54,12 +54,13 @@ _LOST_LOOK_S = 1.0
 _FENCE = 1024  # requests that an ingress has at once beyond those that have a place, and that the proxy keeps for it
 
 
-def build(recipe: ServingRecipe, models: Sequence[Served]) -> Application:
+def build(recipe: ServingRecipe, models: Sequence[Served], *, wait_for_room: bool = False) -> Application:
     """The application of a recipe: an engine for each checkpoint, the ingress before them.
 
     Args:
         recipe: the endpoint's.
         models: what it serves, see `sources.resolve`.
+        wait_for_room: engines that the cluster has no room for wait for it, since it is still growing.
 
     Raises:
         ServingError: the cluster has no room, or the host needs keys and there are none.
@@ -67,7 +68,8 @@ def build(recipe: ServingRecipe, models: Sequence[Served]) -> Application:
     keys = Keys.load(recipe.keys)
     check_host(recipe.host, keys)
     engines = {served.card.name: engine_deployment(served, recipe) for served in models}
-    check_room([served for served in models if not is_running(engines[served.card.name], app=NAME)])
+    if not wait_for_room:
+        check_room([served for served in models if not is_running(engines[served.card.name], app=NAME)])
     by_name = {card.name: (card, served) for served in models for card in served.cards}
     handlers: Any = exception_handlers()
     # A redirect to the path without its slash would name the host that the client said it asked.

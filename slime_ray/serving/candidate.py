@@ -50,6 +50,7 @@ class Candidate:
         run: of a run of ours.
         adapter: the folder of LoRA weights, where the model is a base with such on top.
         base: of a bare adapter, which comes without a whole model, what it goes on top of.
+        copied: the URLs that an engine's files are copies of: they are fetched where it runs.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Candidate:
     run: Manifest | None = None
     adapter: Path | None = None
     base: Candidate | None = None
+    copied: tuple[str, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -108,18 +110,18 @@ def find(name: str, settings: ServedModelConfig, *, runs_dir: Path) -> Candidate
     if place is not None:
         runs_dir, source = place[0], f"run:{place[1]}"
     elif folder.is_dir() and (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
-        return _bare_adapter(name, settings, fetch(folder.absolute()), label=folder_name(folder), runs_dir=runs_dir)
+        return _bare_adapter(name, settings, folder.absolute(), label=folder_name(folder), runs_dir=runs_dir)
     found = find_model(source, runs_dir=runs_dir, key=key)
     files = _files(found, key=key)
     run = find_run(runs_dir, found.parent) if found.parent is not None else None
     if found.revision is None:
         check_weights(files, key=key)
     read_json(files / "config.json")
-    tokenizer, settings = _tokenizer(files, settings, runs_dir=runs_dir, key=key)
+    tokenizer, told, location = _tokenizer(files, settings, runs_dir=runs_dir, key=key)
     adapter = files / "adapter"
     return Candidate(
         name=name,
-        settings=settings,
+        settings=settings.model_copy(update={"engine": settings.engine | told}),
         location=str(files) if is_url(found.location) else found.location,
         revision=found.revision,
         content=found.content,
@@ -129,6 +131,7 @@ def find(name: str, settings: ServedModelConfig, *, runs_dir: Path) -> Candidate
         runs_dir=runs_dir,
         run=run,
         adapter=adapter if run is not None and (adapter / ADAPTER_CONFIG).is_file() else None,
+        copied=tuple(name for name in (found.location, location) if is_url(name)),
     )
 
 
@@ -224,16 +227,19 @@ def _files(source: ModelSource, *, key: str) -> Path:
         ) from None
 
 
-def _tokenizer(files: Path, settings: ServedModelConfig, *, runs_dir: Path, key: str) -> tuple[Path, ServedModelConfig]:
-    """The folder with the tokenizer: the model's own, or that of engine.tokenizer, in words that vLLM understands."""
+def _tokenizer(
+    files: Path, settings: ServedModelConfig, *, runs_dir: Path, key: str
+) -> tuple[Path, dict[str, str], str]:
+    """The folder with the tokenizer, the model's own or that of engine.tokenizer; that one in words that vLLM
+    understands, and where it lies."""
     asked = settings.engine.get("tokenizer")
     if not isinstance(asked, str):
-        return files, settings
+        return files, {}, ""
     found = find_model(asked, runs_dir=runs_dir, key=f"{key.removesuffix('source')}engine.tokenizer")
     files = _files(found, key=key)
     told = {"tokenizer": str(files) if is_url(found.location) else found.location}
     told |= {"tokenizer_revision": found.revision} if found.revision else {}
-    return files, settings.model_copy(update={"engine": settings.engine | told})
+    return files, told, found.location
 
 
 def _tokenizer_hash(folder: Path, *, key: str) -> str:
@@ -254,8 +260,8 @@ def _tokenizer_hash(folder: Path, *, key: str) -> str:
     return tokenizer_hash(tokenizer)
 
 
-def _bare_adapter(name: str, settings: ServedModelConfig, folder: Path, *, label: str, runs_dir: Path) -> Candidate:
-    key = f"models.{name}.source"
+def _bare_adapter(name: str, settings: ServedModelConfig, place: Path, *, label: str, runs_dir: Path) -> Candidate:
+    key, folder = f"models.{name}.source", fetch(place)
     config = read_json(folder / ADAPTER_CONFIG)
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{key}: {folder} has no adapter_model.safetensors; save the adapter with save_pretrained")
@@ -284,4 +290,5 @@ def _bare_adapter(name: str, settings: ServedModelConfig, folder: Path, *, label
         runs_dir=runs_dir,
         adapter=folder,
         base=base,
+        copied=(*([str(place)] if folder != place else []), *base.copied),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,10 @@ from ray.serve.llm import LLMConfig, LLMServer, ModelLoadingConfig, build_llm_de
 from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
 from slime_ray.config.serving import ServedModelConfig, ServingRecipe
+from slime_ray.copies import fetch
 from slime_ray.errors import ServingError
 from slime_ray.serving.served import Served
-from slime_ray.storage import json_hash
+from slime_ray.storage import json_hash, place
 
 _STARTS = 2  # of an engine that fails to start, before its deployment counts as failed
 _GB = 1_000_000_000
@@ -37,11 +39,14 @@ _TOOL_PARSERS = {
 
 
 class LocalFiles(CallbackBase):
-    """Leaves out Ray's task that fetches files from a cloud's mirror: vLLM loads a folder or asks the hub itself."""
+    """Has the files of a URL on the engine's own node; vLLM loads a folder or asks the hub itself, so that Ray's task
+    which fetches from a cloud's mirror is left out."""
 
     async def on_before_node_init(self) -> None:
-        """Called by Ray's engine before it starts."""
+        """Called by Ray's engine before it starts, on its node."""
         self.ctx.run_init_node = False
+        for url in self.kwargs["copied"]:
+            await asyncio.to_thread(fetch, place(url))
 
 
 class Engine(LLMServer):
@@ -77,7 +82,7 @@ def engine_deployment(served: Served, recipe: ServingRecipe) -> Application:
         accelerator_config={"kind": "gpu" if served.settings.gpus else "cpu"},  # pyright: ignore[reportArgumentType]
         runtime_env={"env_vars": _environment(served.settings)},
         deployment_config=_deployment_options(served.settings, recipe),
-        callback_config={"callback_class": LocalFiles},  # pyright: ignore[reportArgumentType]
+        callback_config={"callback_class": LocalFiles, "callback_kwargs": {"copied": served.copied}},  # pyright: ignore[reportArgumentType]
     )
     # The lineage stands for the weights themselves.
     version = json_hash([_engine_identity(served), recipe.limits.max_tokens, recipe.drain_seconds])

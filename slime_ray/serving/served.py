@@ -41,6 +41,7 @@ class Served:
         dtype: float32, bfloat16 or float16.
         settings: its table in the recipe.
         adapters: what is served from the same engine.
+        copied: the URLs that its files are copies of: they are fetched where the engine runs.
     """
 
     card: Card
@@ -49,6 +50,7 @@ class Served:
     dtype: str
     settings: ServedModelConfig
     adapters: tuple[Adapter, ...] = ()
+    copied: tuple[str, ...] = ()
 
     @property
     def cards(self) -> tuple[Card, ...]:

@@ -86,7 +86,8 @@ def resolve(recipe: ServingRecipe, *, say: Callable[[str], None]) -> list[Served
             shown = card(as_computed, dtype=dtype, certificate=check_certificate(each, force=recipe.force, say=say))
             adapters.append(Adapter(shown, str(each.adapter), rank(each.adapter)))
         shown = card(base, dtype=dtype, certificate=check_certificate(base, force=recipe.force, say=say))
-        served.append(Served(shown, base.location, base.revision, dtype, base.settings, tuple(adapters)))
+        copied = tuple(dict.fromkeys(url for each in (base, *engine.adapters) for url in each.copied))
+        served.append(Served(shown, base.location, base.revision, dtype, base.settings, tuple(adapters), copied))
     return served
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from slime_ray.overrides import load_recipe, load_study
 from slime_ray.pipeline.recipes import load as load_pipeline
 from slime_ray.serving.candidate import find as find_candidate
 from slime_ray.serving.sources import recipe_of
+from slime_ray.serving.sources import resolve as resolve_served
 from slime_ray.storage import place, write_bytes, write_text
 from slime_ray.training.stage import chat_format, resolve
 from tests.command_line import Run as Command
@@ -120,6 +123,20 @@ def test_a_model_is_served_from_its_url(bucket: str, tiny_model: Path) -> None:
     assert Path(found.location).is_dir()
     assert (Path(found.location) / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
     assert found.label == "tiny"
+
+
+def test_an_engine_on_another_node_has_the_files_too(bucket: str, tiny_model: Path) -> None:
+    from slime_ray.serving.engine import LocalFiles, engine_deployment
+
+    upload(tiny_model, place(f"{bucket}/models/tiny"))
+    recipe = recipe_of([f"{bucket}/models/tiny"])
+    (served,) = resolve_served(recipe, say=lambda _: None)
+    config = engine_deployment(served, recipe)._bound_deployment.init_kwargs["llm_config"]
+    assert config.callback_config.callback_class is LocalFiles
+    shutil.rmtree(served.location)  # as on a node that has not looked yet
+    callback = LocalFiles(config, ctx_kwargs={}, **config.callback_config.callback_kwargs)
+    asyncio.run(callback.on_before_node_init())
+    assert (Path(served.location) / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
 
 
 RECIPE = """
