@@ -130,7 +130,7 @@ class _KeysInHelp(TyperCommand):
             formatter.write(f"  {line}\n")
 
 
-@app.command(cls=_KeysInHelp)
+@app.command(cls=_KeysInHelp, hidden=True)  # evaluate does it with judge.labels
 def judge_check(
     labels: Annotated[str, typer.Option(help="Pairs that people labelled: LLMBar's, PandaLM's or Auto-J's form.")],
     recipe: Annotated[str | None, typer.Argument(metavar="RECIPE.toml", show_default=False)] = None,

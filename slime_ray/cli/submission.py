@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from slime_ray.cli.terms import Overrides, print_wide
 from slime_ray.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobDetails
 
 app = typer.Typer()
 
@@ -34,14 +29,18 @@ def submit(
     again: Annotated[bool, typer.Option("--again", help="Once more, though it is done.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show its log and end as it ends.")] = True,
 ) -> None:
-    """Have a Ray cluster do what `slime-ray KIND RECIPE` does here; the same line again attaches, or goes on."""
+    """Have a Ray cluster do what `slime-ray KIND RECIPE` does here (then: jobs, logs ID, stop ID).
+
+    The same line again attaches while it is queued, running or done, and goes on after a failure or a stop. Ctrl-C
+    leaves the job running. It ends with the job's exit code.
+    """
     from slime_ray.submission.work import KINDS, Work
 
     if kind not in KINDS:
         raise ConfigError(f"submit {kind}: expected one of {', '.join(KINDS)}")
     work = Work.of(kind, recipe, overrides or [])
     # Loads ray: after the recipes were found to be some.
-    from slime_ray.submission import attempts, package, sight
+    from slime_ray.submission import attempts, listing, package, sight
     from slime_ray.submission.connection import Connection
 
     package.checkout()
@@ -52,32 +51,27 @@ def submit(
     sent = sorted({setting.value for setting in sendable})
     name = work.submission_id(package.content(sent))
     attempt = attempts.submit(connection, work, submission_id=name, sent=sent, again=again)
-    _say(_begun(attempt.id, attempt.found))
+    _say(listing.begun(attempt))
     if not wait:
         print(attempt.id)
         return
     _end(address, attempt.id)
 
 
-@app.command()
+@app.command(hidden=True)  # the list of commands has to fit one screen; submit names these three
 def jobs(address: Address = HERE) -> None:
     """List what was submitted to a cluster."""
-    from slime_ray.submission.attempts import OURS
+    from slime_ray.submission import listing
     from slime_ray.submission.connection import Connection
 
-    found = [job for job in Connection(address).jobs() if OURS in (job.metadata or {})]
-    if not found:
+    table = listing.table(Connection(address).jobs())
+    if table.row_count:
+        print_wide(table)
+    else:
         _say(f"{address}: nothing was submitted since this cluster was started")
-        return
-    table = Table("job", "recipe", "state", "exit code", "began", "took", box=None)
-    for job in found:
-        code = "" if job.driver_exit_code is None else str(job.driver_exit_code)
-        recipe = (job.metadata or {}).get("recipe", "")
-        table.add_row(job.submission_id, recipe, job.status.value.lower(), code, _time(job), _took(job))
-    print_wide(table)
 
 
-@app.command()
+@app.command(hidden=True)
 def logs(
     job: JobId,
     address: Address = HERE,
@@ -94,7 +88,7 @@ def logs(
     write(connection.get_job_logs(job))
 
 
-@app.command()
+@app.command(hidden=True)
 def stop(job: JobId, address: Address = HERE) -> None:
     """Have a job write a checkpoint and end."""
     from slime_ray.submission import following
@@ -115,27 +109,6 @@ def _end(address: str, name: str) -> None:
         raise typer.Exit(130) from None
     _say(following.ending(job))
     raise typer.Exit(following.exit_code(job))
-
-
-def _begun(name: str, found: JobDetails | None) -> str:
-    if found is None:
-        return f"{name}: submitted"
-    if found.status.is_terminal():
-        return f"{name}: done already, since {_clock(found.end_time)}; --again does it once more"
-    return f"{name}: {found.status.value.lower()} already, since {_clock(found.start_time)}; attached"
-
-
-def _time(job: JobDetails) -> str:
-    return _clock(job.start_time)
-
-
-def _took(job: JobDetails) -> str:
-    end = job.end_time or int(datetime.now(UTC).timestamp() * 1000)
-    return str(timedelta(seconds=(end - (job.start_time or end)) // 1000))
-
-
-def _clock(milliseconds: int | None) -> str:
-    return datetime.fromtimestamp((milliseconds or 0) / 1000).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
 def _say(sentence: str) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import slime_ray
 from slime_ray.errors import ConfigError
 from slime_ray.storage import file_hash, folder_files, json_hash, size_text, used_bytes
 
@@ -55,7 +54,7 @@ def checkout() -> Path:
     Raises:
         ConfigError: an installed wheel has none.
     """
-    root = Path(slime_ray.__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / "jobs" / "train.py").is_file():
         raise ConfigError(
             f"slime-ray is installed in {root} without its jobs/; submitting sends the code along, so it needs a "

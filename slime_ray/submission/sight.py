@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slime_ray.errors import ClusterError, ConfigError
+from slime_ray.storage import is_url
 from slime_ray.submission.connection import Connection
 from slime_ray.submission.work import Setting, Work
 
@@ -88,7 +89,7 @@ def refuse_unsent(sendable: Sequence[Setting]) -> None:
 
 
 def _refuse_relative(setting: Setting, reason: str, *, folder: bool = True) -> None:
-    if "://" not in setting.value and not _is_absolute(setting.value):
+    if not is_url(setting.value) and not _is_absolute(setting.value):
         what = (
             "a URL such as s3://bucket/..., or an absolute folder that all nodes see" if folder else "an absolute path"
         )
@@ -108,7 +109,7 @@ def _refuse_unseen(setting: Setting) -> None:
 
 def _is_file(value: str) -> bool:
     """Whether a setting names a file or folder of some machine, not a run, URL, hub name or what is built in."""
-    if "://" in value or value.startswith("run:") or value in _BUILT_IN:
+    if is_url(value) or value.startswith("run:") or value in _BUILT_IN:
         return False
     return _is_absolute(value) or Path(value).exists() or Path(value).suffix in _SUFFIXES
 

@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from slime_ray.config.section import Role, Section
+from slime_ray.config.evaluation import EvaluationRecipe
+from slime_ray.config.pipeline import PipelineRecipe
+from slime_ray.config.recipe import Recipe
+from slime_ray.config.section import Role
+from slime_ray.config.serving import ServingRecipe
+from slime_ray.config.study import StudyRecipe
 from slime_ray.errors import ConfigError
-from slime_ray.overrides import load_evaluation, load_serving, recipe_name
+from slime_ray.overrides import load_evaluation, load_recipe, load_serving, recipe_name
 from slime_ray.pipeline import recipes as pipelines
 from slime_ray.search import loading as studies
-from slime_ray.storage import json_hash
+from slime_ray.storage import beside, is_url, json_hash
 
 Kind = Literal["train", "tune", "evaluate", "pipeline"]
+AnyRecipe = Recipe | StudyRecipe | EvaluationRecipe | ServingRecipe | PipelineRecipe
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _NAME_LENGTH = 80
@@ -29,12 +35,12 @@ class Part:
     Attributes:
         file: where it is.
         prefix: what an override's key begins with that is for this recipe; None where none reaches it.
-        section: its settings.
+        recipe: its settings.
     """
 
     file: str
     prefix: str | None
-    section: Section
+    recipe: AnyRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +77,21 @@ class Work:
             ConfigError: one is wrong, or lies where it cannot be sent from.
         """
         parts = tuple(_parts(kind, recipe, overrides))
-        name: str = getattr(parts[0].section, "name", "") or recipe_name(Path(recipe))
         for part in parts:
-            _check_place(part.file)
-        return cls(kind, _here(recipe), tuple(overrides), name, parts)
+            if not is_url(part.file):
+                _check_place(part.file)
+        return cls(kind, _here(recipe), tuple(overrides), parts[0].recipe.name, parts)
 
     def files(self) -> list[str]:
         """The recipes' files that are on this machine, relative to this folder, each once."""
-        return list(dict.fromkeys(_here(part.file) for part in self.parts if "://" not in part.file))
+        return list(dict.fromkeys(_here(part.file) for part in self.parts if not is_url(part.file)))
 
     def named(self, role: Role) -> list[Setting]:
         """Every setting of a role, each once."""
         found = [
             Setting(f"{part.prefix}{key}" if part.prefix is not None else f"{part.file}: {key}", value)
             for part in self.parts
-            for key, value in part.section.named(role)
+            for key, value in part.recipe.named(role)
         ]
         return list(dict.fromkeys(found))
 
@@ -95,38 +101,35 @@ class Work:
         Args:
             content: the hash of each file that is sent beside the recipes, by its name.
         """
-        settings = [part.section.model_dump(mode="json") for part in self.parts]
+        settings = [part.recipe.model_dump(mode="json") for part in self.parts]
         name = re.sub(r"[^A-Za-z0-9_.-]+", ".", self.name)[:_NAME_LENGTH]
         return f"{self.kind}-{name}-{json_hash([self.kind, self.name, settings, content])[:8]}"
 
 
 def _parts(kind: Kind, recipe: str, overrides: Sequence[str]) -> Iterator[Part]:
-    path = Path(recipe)
     if kind == "train":
-        from slime_ray.overrides import load_recipe
-
-        yield Part(recipe, "", load_recipe(path, overrides))
+        yield Part(recipe, "", load_recipe(recipe, overrides))
     elif kind == "evaluate":
-        yield Part(recipe, "", load_evaluation(path, overrides))
+        yield Part(recipe, "", load_evaluation(recipe, overrides))
     elif kind == "tune":
-        study, varied = studies.load(path, overrides)
+        study, varied = studies.load(recipe, overrides)
         yield Part(recipe, "", study)
         yield Part(study.recipe, "recipe.", varied)
         if study.judge is not None:
             yield Part(study.judge.serve, None, load_serving(study.judge.serve))
             yield Part(study.judge.evaluate, None, load_evaluation(study.judge.evaluate))
     else:
-        pipeline, train, serve, evaluate = pipelines.read(path, overrides)
+        pipeline, train, serve, evaluate = pipelines.read(recipe, overrides)
         yield Part(recipe, "", pipeline)
         for file, each in zip(pipeline.train, train, strict=True):
-            yield Part(str(path.parent / file), "train.", each)
-        yield Part(str(path.parent / pipeline.serve), "serve.", serve)
-        yield Part(str(path.parent / pipeline.evaluate), "evaluate.", evaluate)
+            yield Part(str(beside(recipe, file)), "train.", each)
+        yield Part(str(beside(recipe, pipeline.serve)), "serve.", serve)
+        yield Part(str(beside(recipe, pipeline.evaluate)), "evaluate.", evaluate)
 
 
 def _here(file: str) -> str:
     """A file below this folder, relative to it; a URL as it is."""
-    return file if "://" in file else os.path.relpath(file)
+    return file if is_url(file) else os.path.relpath(file)
 
 
 def _check_place(file: str) -> None:
@@ -140,7 +143,7 @@ def _check_place(file: str) -> None:
         raise ConfigError(f"{file}: lies outside of {Path.cwd()}; submit from a folder above it")
     # Where nothing is above this folder, the name is what it will be in the job.
     called, asked = recipe_name(Path("/") / here), recipe_name(Path(file))
-    if "://" not in file and called != asked:
+    if called != asked:
         raise ConfigError(
             f"{file}: is called {asked}, but would be {called} in the job; submit from the folder above jobs"
         )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import slime_ray
 from slime_ray.errors import ConfigError
 from slime_ray.submission import package
 from slime_ray.submission.package import checkout, packed
@@ -33,7 +32,7 @@ def test_code_recipes_and_what_is_sent(folder: Path) -> None:
     }
     assert {name: found[name] for name in own} == {name: (folder / name).read_bytes() for name in own}
     code = {name: data for name, data in found.items() if name not in own}
-    root = Path(slime_ray.__file__).parents[1]
+    root = Path(__file__).parents[3]
     assert code == {name: (root / name).read_bytes() for name in code}
     for needed in ("slime_ray/cli/__init__.py", "slime_ray/evaluation/bundled/questions.jsonl", "jobs/train.py"):
         assert needed in code
@@ -50,6 +49,6 @@ def test_too_much_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_installed_package_says_that_it_needs_a_checkout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slime_ray, "__file__", str(folder / "slime_ray" / "__init__.py"))
+    monkeypatch.setattr(package, "__file__", str(folder / "slime_ray" / "submission" / "package.py"))
     with pytest.raises(ConfigError, match=r"without its jobs/; .* needs a checkout"):
         checkout()

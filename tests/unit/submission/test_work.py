@@ -8,6 +8,7 @@ import pytest
 
 from slime_ray.config.section import Section
 from slime_ray.errors import ConfigError
+from slime_ray.storage import place, write_text
 from slime_ray.submission.package import content
 from slime_ray.submission.work import Setting, Work
 
@@ -124,6 +125,12 @@ def test_recipes_lie_below_the_folder(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(folder / "below")
     with pytest.raises(ConfigError, match=r"\.\./mine\.toml: lies outside of .*; submit from a folder above it"):
         Work.of("train", "../mine.toml", [])
+
+
+def test_a_recipe_behind_a_url_stays_there(folder: Path) -> None:
+    write_text(place("memory://project/recipes/mine.toml"), (folder / "mine.toml").read_text())
+    work = Work.of("train", "memory://project/recipes/mine.toml", [])
+    assert (work.recipe, work.name, work.files()) == ("memory://project/recipes/mine.toml", "mine", [])
 
 
 def test_a_recipe_keeps_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
