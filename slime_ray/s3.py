@@ -49,8 +49,9 @@ _patience: ContextVar[float | None] = ContextVar("patience", default=None)
 class S3Files(S3FileSystem):
     """s3fs's file system with patience, without folders, and without answers that hide a failure."""
 
-    # Until it answers again, so that a command which ends does not wait with each of its last words.
+    # Until it answers again; a command that ends then does not wait long with each of its last words.
     _gave_up = False
+    _away_since: float | None = None
 
     def _prepare_config_kwargs(self) -> dict[str, Any]:
         """Options of botocore, whose own retries would multiply ours."""
@@ -107,27 +108,33 @@ class S3Files(S3FileSystem):
         while True:
             try:
                 found = await call()
-                self._gave_up = False
-                return found
             except (OSError, BotoCoreError, ClientError, ValueError, *_BROKEN) as error:
                 where = f"s3://{place.rstrip('/')}"
                 if (mistake := self._mistake(error)) is not None:
                     raise StorageError(f"{where}: {mistake}") from None
                 if not _may_pass(error):
-                    self._gave_up = False
+                    self._answered()
                     raise
-                patience = _patience.get() or (FIRST_PATIENCE_S if self._gave_up else PATIENCE_S)
-                if (waited := time.monotonic() - began) > patience:
+                self._away_since = self._away_since or began
+                now, first = time.monotonic(), _patience.get()
+                if now - began > (first or (FIRST_PATIENCE_S if self._gave_up else PATIENCE_S)):
                     self._gave_up = True
                     advice = (
                         "what was finished is kept, the same command goes on"
-                        if _patience.get() is None
+                        if first is None
                         else "look at it, at AWS_ENDPOINT_URL and at the network"
                     )
                     raise StorageError(
-                        f"{where}: {self._server()} did not answer for {waited:.0f} s ({_words(error)}); {advice}"
+                        f"{where}: {self._server()} did not answer for {now - self._away_since:.0f} s "
+                        f"({_words(error)}); {advice}"
                     ) from None
+            else:
+                self._answered()
+                return found
             await asyncio.sleep(_BETWEEN_S)
+
+    def _answered(self) -> None:
+        self._gave_up, self._away_since = False, None
 
     def _mistake(self, error: Exception) -> str | None:
         """What the user has to mend, if it is that; no credential is ever in it."""

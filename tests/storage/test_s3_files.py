@@ -225,6 +225,10 @@ def test_storage_that_was_given_up_is_not_waited_for_again(
     with server.answering(lambda _: 503):
         assert waited() > 2
         assert waited() < 2
+        # The sentence has the whole time.
+        time.sleep(1)
+        with pytest.raises(StorageError, match=r" did not answer for ([3-9]|\d\d) s "):
+            read_bytes(path)
     assert read_bytes(path) == b"data"
     with server.answering(lambda _: 503):
         assert waited() > 2

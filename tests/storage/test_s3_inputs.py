@@ -131,7 +131,8 @@ def test_an_engine_on_another_node_has_the_files_too(bucket: str, tiny_model: Pa
     upload(tiny_model, place(f"{bucket}/models/tiny"))
     recipe = recipe_of([f"{bucket}/models/tiny"])
     (served,) = resolve_served(recipe, say=lambda _: None)
-    config = engine_deployment(served, recipe)._bound_deployment.init_kwargs["llm_config"]
+    given: Any = engine_deployment(served, recipe)._bound_deployment.init_kwargs
+    config = given["llm_config"]
     assert config.callback_config.callback_class is LocalFiles
     shutil.rmtree(served.location)  # as on a node that has not looked yet
     callback = LocalFiles(config, ctx_kwargs={}, **config.callback_config.callback_kwargs)
