@@ -10,7 +10,17 @@ from typing import cast
 
 from upath import UPath
 
-from slime_ray.storage import cache_home, file_state, is_local, is_url, remote_files, remove, text_hash, unseen
+from slime_ray.storage import (
+    cache_home,
+    disk_errors,
+    file_state,
+    is_local,
+    is_url,
+    remote_files,
+    remove,
+    text_hash,
+    unseen,
+)
 
 
 def fetch(place: Path) -> Path:
@@ -59,7 +69,8 @@ def new_folder(folder: Path, *, last: str | None = None) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:
-        yield Path(temporary)
+        with disk_errors(Path(temporary), setting="TMPDIR"):
+            yield Path(temporary)
         upload(Path(temporary), folder, last=last)
 
 

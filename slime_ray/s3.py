@@ -8,6 +8,7 @@ are, for an answer that breaks off in its middle.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -78,7 +79,8 @@ class S3Files(S3FileSystem):
     async def _is_complete(self, upload: dict[str, Any]) -> bool:
         """Whether an object is what an upload in parts that is not known any more would have made."""
         found = await self._call_s3("head_object", Bucket=upload["Bucket"], Key=upload["Key"])
-        return found["ETag"].strip('"').endswith(f"-{len(upload['MultipartUpload']['Parts'])}")
+        parts = [bytes.fromhex(part["ETag"].strip('"')) for part in upload["MultipartUpload"]["Parts"]]
+        return found["ETag"].strip('"') == f"{hashlib.md5(b''.join(parts)).hexdigest()}-{len(parts)}"
 
     async def _cat_file(self, path: str, *positions: Any, **options: Any) -> Any:
         return await self._patiently(path, lambda: S3FileSystem._cat_file(self, path, *positions, **options))

@@ -80,7 +80,14 @@ def run_trials(bench: Bench, ledger: Ledger, wanted: Next, *, lease: Lease, weig
         course.halt(Interrupted(f"{bench.name}: stopped; the same command goes on"))
 
     with on_signal(stop), connected(settings), on_signal(stop), disk_errors(bench.folder, setting="studies_dir"):
-        await_room(settings, lambda: room(settings, living_nodes()), say=shown.say)
+        await_room(
+            settings,
+            lambda: room(settings, living_nodes()),
+            say=shown.say,
+            stopped=lambda: course.halted is not None or lease.wish == "lost",
+        )
+        if course.halted is not None:
+            raise course.halted
         at_once = room(settings, living_nodes())
         course.at_once = min(at_once, bench.concurrent or at_once)
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ray.job_submission import JobDetails, JobStatus
 
 from slime_ray.errors import ClusterError
-from slime_ray.submission.connection import Connection
+from slime_ray.submission.connection import Connection, RefusedError
 from slime_ray.submission.package import packed
 from slime_ray.submission.work import Work
 
@@ -19,7 +19,9 @@ from slime_ray.submission.work import Work
 OURS = "slime_ray"
 _ENDED_BADLY = (JobStatus.FAILED, JobStatus.STOPPED)
 # A checkpoint is written after the step in which a job was asked to stop; Ray would kill it after three seconds.
-_STOP_WAIT_S = 600
+STOP_WAIT_S = 600
+# Of commands that submit the same at the same instant one is first; after each failure of a job once more.
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +53,18 @@ def submit(
         ConfigError: too much would be sent.
         ClusterError: the cluster does not take it.
     """
-    while True:
+    name = submission_id
+    for _ in range(_TRIES):
         last = newest(connection.jobs(), submission_id)
         if last is not None and not _is_over(last, again):
             return Attempt(str(last.submission_id), last)
         number = 1 if last is None else _number(last, submission_id) + 1
-        name = submission_id if number == 1 else f"{submission_id}-{number}"
+        name = f"{submission_id}-{number}" if number > 1 else submission_id
         with packed(work.files(), sent) as folder:
             if _submitted(connection, work, name, submission_id, folder):
                 return Attempt(name, None)
         # Another command was first with this very id: it is found now.
+    raise ClusterError(f"{connection.address}: has a job called {name} that `slime-ray submit` did not make; delete it")
 
 
 def newest(jobs: Sequence[JobDetails], submission_id: str) -> JobDetails | None:
@@ -85,15 +89,11 @@ def _submitted(connection: Connection, work: Work, name: str, submission_id: str
             entrypoint=shlex.join(["python", "-m", f"jobs.{work.kind}", work.recipe, *work.overrides]),
             submission_id=name,
             # Nothing of this machine's environment goes with it: what is secret is the cluster's own.
-            runtime_env={"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}},
+            runtime_env={"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
             metadata={OURS: submission_id, "kind": work.kind, "recipe": work.name},
         )
-    except RuntimeError as error:
-        if "already exists" in str(error):
+    except RefusedError as error:
+        if f"{name} already exists" in str(error):
             return False
-        raise ClusterError(f"{connection.address}: the cluster does not take the job: {_last_line(error)}") from None
+        raise
     return True
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

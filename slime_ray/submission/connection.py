@@ -19,7 +19,9 @@ from slime_ray.errors import ClusterError, ConfigError
 for _chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
     logging.getLogger(f"ray.{_chatty}").setLevel(logging.WARNING)
 
-_TIMEOUT_S = (5.0, 60.0)  # to connect; between bytes
+_TIMEOUT_S = (5.0, 60.0)  # to connect; for an answer
+# The time to connect is also the time to send.
+_UPLOAD_TIMEOUT_S = (900.0, 60.0)
 _TOKEN = "RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH, the file of the cluster's token (or RAY_AUTH_TOKEN)"
 # What Ray says of a token, by a part of it.
 _REFUSALS = {
@@ -28,6 +30,10 @@ _REFUSALS = {
     "cannot be opened or is empty": "the file that RAY_AUTH_TOKEN_PATH names cannot be read or is empty",
     "": "RAY_AUTH_MODE=token, and no token was found",
 }
+
+
+class RefusedError(ClusterError):
+    """The cluster answered a request with an error."""
 
 
 class Connection(JobSubmissionClient):
@@ -77,13 +83,29 @@ class Connection(JobSubmissionClient):
             raise ClusterError(f"{submission_id}: {self.address} has no such job; `slime-ray jobs` lists them")
         return found[0]
 
+    def submit_job(self, **options: Any) -> str:
+        """As Ray's; raises RefusedError."""
+        with self._told():
+            return super().submit_job(**options)
+
+    def stop_job(self, job_id: str) -> bool:
+        """As Ray's; raises RefusedError."""
+        with self._told():
+            return super().stop_job(job_id)
+
+    def get_job_logs(self, job_id: str) -> str:
+        """As Ray's; raises RefusedError."""
+        with self._told():
+            return super().get_job_logs(job_id)
+
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         with self._told():
-            return super()._do_request(method, endpoint, timeout=_TIMEOUT_S, **options)
+            timeout_s = _TIMEOUT_S if options.get("data") is None else _UPLOAD_TIMEOUT_S
+            return super()._do_request(method, endpoint, timeout=timeout_s, **options)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Turn what Ray and requests raise into one sentence; a refused request stays Ray's RuntimeError."""
+        """Turn what Ray and requests raise into one sentence."""
         try:
             yield
         except AuthenticationError as error:
@@ -97,7 +119,8 @@ class Connection(JobSubmissionClient):
             ) from None
         except (requests.exceptions.RequestException, RuntimeError, ValueError, KeyError) as error:
             if isinstance(error, RuntimeError) and "status code" in str(error):
-                raise
+                last = str(error).strip().splitlines()[-1]
+                raise RefusedError(f"{self.address}: the cluster does not do it: {last}") from None
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ClusterError(
                 f"{self.address}: answers, but not as a Ray cluster's dashboard does ({first})"

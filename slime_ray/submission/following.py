@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import aiohttp
 from ray.job_submission import JobDetails, JobStatus
 
-from slime_ray.errors import ClusterError, SlimeRayError
+from slime_ray.errors import ClusterError
+from slime_ray.submission.attempts import STOP_WAIT_S
 from slime_ray.submission.connection import Connection
 
 _LOOK_S = 0.5
 # A head node that is replaced, or a proxy before it, may be away for so long.
 _AWAY_S = 60.0
+# A connection that is silent for so long may be dead, or the job silent: it is looked at again.
+_SILENT_S = 30.0
+# Of a job that has ended the log may not be readable any more: its node is gone, or its last bytes are no text.
+_LOG_TRIES = 3
 _INTERRUPTED = 130
 
 
@@ -23,46 +31,65 @@ def follow(connection: Connection, submission_id: str, *, show: Callable[[str], 
     """Show a job's log until it has ended, however often the connection breaks.
 
     Raises:
-        ClusterError: the cluster is gone for longer than a minute, or has no such job any more.
+        ClusterError: the cluster is gone for longer than a minute, or has no such job.
     """
-    shown, away = 0, 0.0
     connection.job(submission_id)
-
-    async def tail() -> None:
-        nonlocal shown
-        position = 0
-        async for text in connection.tail_job_logs(submission_id):  # from its beginning
-            if (position := position + len(text)) > shown:
-                show(text[len(text) - (position - shown) :])
-                shown = position
-
+    shown = _Shown(show)
+    answered = time.monotonic()
     while True:
         try:
             job = connection.job(submission_id)
-            away = 0.0
+            answered = time.monotonic()
+        except ClusterError as error:
+            if time.monotonic() - answered > _AWAY_S:
+                raise _gone(submission_id, error) from None
+        else:
             if job.status.is_terminal():
-                _show_rest(connection, submission_id, shown, show)
+                _show_rest(connection, submission_id, shown)
                 return job
             if job.status != JobStatus.PENDING:
-                asyncio.run(tail())
-        except (ClusterError, RuntimeError, OSError, aiohttp.ClientError) as error:
-            # A job that is known was there a moment ago; what else is wrong shows with the next look.
-            away = away or time.monotonic()
-            if time.monotonic() - away > _AWAY_S:
-                raise _gone(connection, submission_id, error) from None
+                # What is wrong with the job or the cluster shows with the next look.
+                with suppress(ClusterError, RuntimeError, aiohttp.ClientError, TimeoutError):
+                    asyncio.run(_tail(connection, submission_id, shown))
         time.sleep(_LOOK_S)
 
 
-def _show_rest(connection: Connection, submission_id: str, shown: int, show: Callable[[str], None]) -> None:
-    """What was written after the last look."""
-    if len(log := connection.get_job_logs(submission_id)) > shown:
-        show(log[shown:])
+class _Shown:
+    """A log that is shown once, though it comes from its beginning with each connection."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show, self._length = show, 0
+
+    def take(self, text: str, *, end: int) -> None:
+        """Show what is new in a piece of the log that ends at a position."""
+        if (new := end - self._length) > 0:
+            self._show(text[-new:])
+            self._length = end
 
 
-def _gone(connection: Connection, submission_id: str, error: Exception) -> ClusterError:
-    reason = str(error) if isinstance(error, SlimeRayError) else f"{connection.address}: {error}"
+async def _tail(connection: Connection, submission_id: str, shown: _Shown) -> None:
+    pieces, position = connection.tail_job_logs(submission_id), 0
+    try:
+        while (text := await asyncio.wait_for(anext(pieces, None), _SILENT_S)) is not None:
+            position += len(text)
+            shown.take(text, end=position)
+    finally:
+        await pieces.aclose()  # pyright: ignore[reportAttributeAccessIssue], an async generator
+
+
+def _show_rest(connection: Connection, submission_id: str, shown: _Shown) -> None:
+    """What was written after the last look, as far as it can be had."""
+    for _ in range(_LOG_TRIES):
+        with suppress(ClusterError):
+            log = connection.get_job_logs(submission_id)
+            shown.take(log, end=len(log))
+            return
+        time.sleep(_LOOK_S)
+
+
+def _gone(submission_id: str, error: ClusterError) -> ClusterError:
     return ClusterError(
-        f"{submission_id}: the cluster was lost ({reason}); if it went on without you, the same command finds the job, "
+        f"{submission_id}: the cluster was lost ({error}); if it went on without you, the same command finds the job, "
         "and on a new cluster with the same storage it goes on with the work"
     )
 
@@ -96,18 +123,31 @@ def stop(connection: Connection, submission_id: str, *, say: Callable[[str], Non
     """Have a job checkpoint and end, and wait until it has.
 
     Raises:
-        ClusterError: there is no such job.
+        ClusterError: there is no such job, the cluster is gone, or the job does not end.
     """
     job = connection.job(submission_id)
     if not job.status.is_terminal():
         connection.stop_job(submission_id)
         say(f"{submission_id}: asked to stop; it ends after its step, with a checkpoint")
-    while not (job := connection.job(submission_id)).status.is_terminal():
+    began = answered = time.monotonic()
+    while not job.status.is_terminal():
         time.sleep(_LOOK_S)
+        try:
+            job = connection.job(submission_id)
+            answered = time.monotonic()
+        except ClusterError as error:
+            if time.monotonic() - answered > _AWAY_S:
+                raise _gone(submission_id, error) from None
+        if time.monotonic() - began > STOP_WAIT_S + _AWAY_S:
+            raise ClusterError(f"{submission_id}: was asked to stop and does not end; look at the head node")
     return job
 
 
 def write(text: str) -> None:
-    """Show a piece of a log on standard output."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Show a piece of a log on standard output; where nobody reads it any more, the command ends."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain in the end
+        raise SystemExit(128 + signal.SIGPIPE) from None

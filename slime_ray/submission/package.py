@@ -26,15 +26,9 @@ def packed(files: Sequence[str], sent: Sequence[str]) -> Iterator[Path]:
         sent: files and folders of data and models.
 
     Raises:
-        ConfigError: slime-ray was installed without jobs/, or too much would be sent.
+        ConfigError: slime-ray was installed without jobs/.
     """
     code = checkout()
-    size = sum(used_bytes(Path(name)) if Path(name).is_dir() else Path(name).stat().st_size for name in sent)
-    if size > MOST_BYTES:
-        raise ConfigError(
-            f"{', '.join(sent)}: {size_text(size)} would be sent, {size_text(MOST_BYTES)} is the most; copy them to "
-            "where the cluster can read them, such as s3://..., and name that"
-        )
     with tempfile.TemporaryDirectory(prefix="slime-ray-job-") as folder:
         for part in _CODE:
             shutil.copytree(code / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__", "recipes"))
@@ -42,7 +36,8 @@ def packed(files: Sequence[str], sent: Sequence[str]) -> Iterator[Path]:
             target = Path(folder, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             if Path(name).is_dir():
-                shutil.copytree(name, target, dirs_exist_ok=True)
+                # Without what is hidden, which no hash has: secrets, and lists of what Ray would leave out.
+                shutil.copytree(name, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
             else:
                 shutil.copyfile(name, target)
         yield Path(folder)
@@ -64,7 +59,20 @@ def checkout() -> Path:
 
 
 def content(sent: Sequence[str]) -> dict[str, str]:
-    """What stands for the content of each file or folder that is sent, by its name."""
-    return {
-        name: json_hash(folder_files(Path(name))) if Path(name).is_dir() else file_hash(Path(name)) for name in sent
-    }
+    """What stands for the content of each file or folder that is sent, by its name.
+
+    Raises:
+        ConfigError: too much would be sent, or something cannot be read.
+    """
+    try:
+        size = sum(used_bytes(Path(name)) if Path(name).is_dir() else Path(name).stat().st_size for name in sent)
+        if size > MOST_BYTES:
+            raise ConfigError(
+                f"{', '.join(sent)}: {size_text(size)} would be sent, {size_text(MOST_BYTES)} is the most; copy them "
+                "to where the cluster can read them, such as s3://..., and name that"
+            )
+        return {
+            name: json_hash(folder_files(Path(name))) if Path(name).is_dir() else file_hash(Path(name)) for name in sent
+        }
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: cannot be sent ({error.strerror})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 import uuid
@@ -18,13 +19,15 @@ from slime_ray.submission.work import Setting, Work
 _LOOK = """
 import json, os, sys, tempfile
 def writable(folder):
-    while not os.path.exists(folder):
+    if os.path.isfile(folder):
+        return os.access(folder, os.W_OK)
+    while folder and not os.path.exists(folder):
         folder = os.path.dirname(folder)
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
         return False
-    return True
+    return folder != ""
 asked = json.loads(sys.argv[1])
 seen = [name for name in asked["reads"] if os.path.exists(os.path.expanduser(name))]
 seen += [name for name in asked["writes"] if writable(os.path.expanduser(name))]
@@ -71,6 +74,11 @@ def look(work: Work, connection: Connection) -> list[Setting]:
     for setting in sendable:
         if not Path(setting.value).exists():
             raise ConfigError(f"{setting.key} = {setting.value!r}: no such file here; name one, or a URL")
+        if os.path.relpath(setting.value).startswith(".."):
+            raise ConfigError(
+                f"{setting.key} = {setting.value!r}: lies outside of {Path.cwd()}, from which files are sent; submit "
+                "from a folder above it"
+            )
     return sendable
 
 

@@ -101,7 +101,12 @@ class Work:
         Args:
             content: the hash of each file that is sent beside the recipes, by its name.
         """
-        settings = [part.recipe.model_dump(mode="json") for part in self.parts]
+        # A study names the recipes behind it, which stand here themselves, as its own file was named.
+        named = {"recipe": True, "judge": {"serve": True, "evaluate": True}}
+        settings = [
+            part.recipe.model_dump(mode="json", exclude=named if isinstance(part.recipe, StudyRecipe) else None)
+            for part in self.parts
+        ]
         name = re.sub(r"[^A-Za-z0-9_.-]+", ".", self.name)[:_NAME_LENGTH]
         return f"{self.kind}-{name}-{json_hash([self.kind, self.name, settings, content])[:8]}"
 
@@ -116,7 +121,9 @@ def _parts(kind: Kind, recipe: str, overrides: Sequence[str]) -> Iterator[Part]:
         yield Part(recipe, "", study)
         yield Part(study.recipe, "recipe.", varied)
         if study.judge is not None:
-            yield Part(study.judge.serve, None, load_serving(study.judge.serve))
+            # It is served from where the trials are.
+            serving = load_serving(study.judge.serve).model_copy(update={"runs_dir": varied.runs_dir})
+            yield Part(study.judge.serve, None, serving)
             yield Part(study.judge.evaluate, None, load_evaluation(study.judge.evaluate))
     else:
         pipeline, train, serve, evaluate = pipelines.read(recipe, overrides)

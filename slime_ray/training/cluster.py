@@ -241,7 +241,8 @@ def await_room(
             time.sleep(_ROOM_LOOK_S)
     finally:
         if told:
-            request_resources(num_cpus=0)
+            with suppress(RuntimeError, ConnectionError):  # what is in flight says more
+                request_resources(num_cpus=0)
 
 
 def check_resources(settings: TrainingConfig, nodes: Sequence[Mapping[str, float]]) -> None:

@@ -17,7 +17,7 @@ from slime_ray.checkpoints import read_checkpoints
 from slime_ray.config.recipe import Recipe
 from slime_ray.data.batching import total_steps
 from slime_ray.data.token_cache import PreparedData, open_tokens
-from slime_ray.errors import ClusterError, GuardError, Interrupted, SlimeRayError
+from slime_ray.errors import ClusterError, GuardError, Interrupted, RunError, SlimeRayError
 from slime_ray.lease import Lease, LeaseReader
 from slime_ray.runs import Run
 from slime_ray.storage import disk_errors
@@ -202,11 +202,17 @@ def _train_on_ray(stage: Stage, tokens: Path, lease: Lease, beside: int) -> Endi
     settings, lost = stage.recipe.training, 0
 
     def stopped() -> bool:
-        return lease.wish == "stop"
+        return lease.wish in ("stop", "lost")
 
     while True:
         await_room(settings, lambda: check_resources(settings, living_nodes()), say=_say, stopped=stopped)
         if stopped():
+            if lease.wish == "lost":
+                raise RunError(f"{stage.run.name}: another process holds this run now; this command leaves it alone")
+            if _newest_step(stage.run) is None:
+                raise Interrupted(
+                    f"{stage.run.name}: stopped before its first checkpoint; the same command begins again"
+                )
             return Ending.INTERRUPTED
         try:
             return _attempt(stage, tokens, lease, beside)

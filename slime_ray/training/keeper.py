@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from slime_ray.checkpoints import MANIFEST, Checkpoint, folder_of, newest_sound
@@ -137,8 +138,10 @@ class RunKeeper:
 
     def close(self) -> None:
         """Write what is still in memory, and leave no thread that writes."""
-        if self._unwritten and self._orders.wish != "lost":
-            self._write_lines()
+        # A checkpoint has the lines too; why training ended says more than that they could not be written.
+        with suppress(StorageError, RunError):
+            if self._unwritten:
+                self._write_lines()
         if self._saver is not None:
             self._saver.join()
         if self._board is not None:
@@ -154,6 +157,7 @@ class RunKeeper:
 
     def _write_lines(self) -> None:
         self._unwritten = False  # also where it fails: storage that is given up is not asked once more
+        self.check_hold()
         self._run.set_metrics(self._lines)
         self._written_at = time.monotonic()
 

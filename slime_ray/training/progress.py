@@ -47,9 +47,12 @@ class NewMetrics:
             identity, position = self._read
             if found.st_ino != identity or found.st_size < position:
                 position = 0  # written anew when the run went on from a checkpoint
-            written = read_bytes(self._path, position) if found.st_size > position else b""
+            written = b"" if found.st_size <= position else read_bytes(self._path, max(position - 1, 0))
+            if position and written[:1] != b"\n" and written:  # written anew, and longer by now than it was
+                position, written = 0, b"\n" + read_bytes(self._path)
         except FileNotFoundError:
             return []
+        written = written.removeprefix(b"\n")
         whole = written[: written.rfind(b"\n") + 1]
         self._read = (found.st_ino, position + len(whole))
         return [json.loads(line) for line in whole.splitlines()]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
 
+from slime_ray.errors import ClusterError
+from slime_ray.submission import following
 from slime_ray.submission.attempts import OURS, newest
 from slime_ray.submission.following import ending, exit_code
 
@@ -49,3 +53,44 @@ def test_the_tenth_attempt_is_newer_than_the_ninth() -> None:
     assert found is not None
     assert found.submission_id == "train-mine-1-10"
     assert newest([strange], "train-mine-1") is None
+
+
+class Unreadable:
+    """A cluster that knows how a job ended, and not its log any more."""
+
+    def __init__(self, ended: JobDetails) -> None:
+        self.ended, self.asked = ended, 0
+
+    def job(self, submission_id: str) -> JobDetails:
+        return self.ended
+
+    def get_job_logs(self, submission_id: str) -> str:
+        self.asked += 1
+        raise ClusterError("the node that had it is gone")
+
+
+def test_a_log_that_is_gone_does_not_hide_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "_LOOK_S", 0.01)
+    cluster: Any = Unreadable(job("FAILED", driver_exit_code=3))
+    assert following.follow(cluster, "train-mine-1", show=pytest.fail).driver_exit_code == 3
+    assert cluster.asked == 3
+
+
+def test_a_log_is_shown_once_though_it_begins_again() -> None:
+    told: list[str] = []
+    shown = following._Shown(told.append)
+    shown.take("one\ntwo\n", end=8)
+    shown.take("one\n", end=4)
+    shown.take("two\nthree\n", end=14)
+    assert "".join(told) == "one\ntwo\nthree\n"
+
+
+def test_a_reader_that_left_ends_the_command() -> None:
+    code = "from slime_ray.submission.following import write\nfor _ in range(100000): write('line\\n' * 100)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert command.stderr is not None
+        command.stdout.readline()
+        command.stdout.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == 141

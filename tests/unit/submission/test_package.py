@@ -8,7 +8,7 @@ import pytest
 
 from slime_ray.errors import ConfigError
 from slime_ray.submission import package
-from slime_ray.submission.package import checkout, packed
+from slime_ray.submission.package import checkout, content, packed
 
 
 @pytest.fixture
@@ -18,6 +18,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "jobs" / "recipes" / "mine.toml").write_text("x = 1\n")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / ".gitignore").write_text("*")  # which Ray would heed
+    (tmp_path / "model" / ".env").write_text("no")
     (tmp_path / "secret.txt").write_text("no")
     (tmp_path / "pairs.jsonl").write_text("{}\n")
     return tmp_path
@@ -43,9 +45,9 @@ def test_code_recipes_and_what_is_sent(folder: Path) -> None:
 def test_too_much_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "MOST_BYTES", 4)
     with pytest.raises(
-        ConfigError, match=r"model, pairs\.jsonl: 5 bytes would be sent, 4 bytes is the most; copy them"
+        ConfigError, match=r"model, pairs\.jsonl: 8 bytes would be sent, 4 bytes is the most; copy them"
     ):
-        packed([], ["model", "pairs.jsonl"]).__enter__()
+        content(["model", "pairs.jsonl"])
 
 
 def test_an_installed_package_says_that_it_needs_a_checkout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
