@@ -31,7 +31,10 @@ TABLES = SPACE + "\n[stopping]\nfirst = 1\nfactor = 2\n[noise]\nseeds = 2\n"
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_twelve_trials_two_at_a_time(write_study: WriteStudy, run: Run, tmp_path: Path) -> None:
-    study = write_study("trials = 12", "concurrent = 2", f"objectives = {json.dumps(OBJECTIVES)}", tables=TABLES)
+    # Each row a micro-batch, so that a trial is not over before it could be stopped.
+    slowly = {"training.max_steps": 12, "training.tokens_per_micro_batch": 1}
+    lines = ("trials = 12", "concurrent = 2", f"objectives = {json.dumps(OBJECTIVES)}")
+    study = write_study(*lines, tables=TABLES, settings=slowly)
     answer = run("tune", study)
     assert answer.code == 0, answer.err
     folder = tmp_path / "studies" / "study"

@@ -69,7 +69,8 @@ def test_a_run_is_what_it_is_on_a_disk(
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 0
-    assert "step-00000004" in capsys.readouterr().out
+    # Which steps were checkpointed depends on how long one takes.
+    assert f"{there.name}/checkpoints/step-" in capsys.readouterr().out
     assert names(there.checkpoints) == []
     assert content(there) == content(here)
 

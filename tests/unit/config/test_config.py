@@ -157,6 +157,7 @@ def test_places_are_the_settings_that_change_no_result() -> None:
         "TrainingConfig.gpus_per_worker",
         "TrainingConfig.log_every",
         "TrainingConfig.max_failures",
+        "TrainingConfig.wait_minutes",
         "TrainingConfig.hang_minutes",
     }
 
