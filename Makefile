@@ -14,7 +14,7 @@ TRL_VENV := .venv-trl
 TRL := trl==1.16.0
 QUICKSTART := runs/quickstart
 
-.PHONY: setup quickstart test test-slow lint bench lock
+.PHONY: setup quickstart test test-slow test-image lint bench lock
 
 setup: $(VENV)/.complete
 
@@ -34,10 +34,13 @@ quickstart: setup
 	$(BIN)/slime-ray pipeline jobs/recipes/quickstart/pipeline.toml
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not image"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-image: setup
+	$(BIN)/python -m pytest -m image
 
 lint: setup
 	$(BIN)/ruff check .

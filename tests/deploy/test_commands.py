@@ -205,7 +205,7 @@ def _kept_out(folder: str, names: list[str], base: Path) -> set[str]:
     return {name for name in names if ignored(str((Path(folder) / name).relative_to(ROOT)))}
 
 
-@pytest.mark.slow
+@pytest.mark.image
 @pytest.mark.timeout(900)
 def test_in_an_image_s_environment_a_job_is_submitted_and_trains(image: Path, tmp_path: Path) -> None:
     place = laid_out("cpu", tmp_path)

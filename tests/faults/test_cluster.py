@@ -15,7 +15,7 @@ from tests.started_cluster import Node, StartedCluster
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # Each row a micro-batch, so that there is time to kill something.
-SETTINGS = ("training.num_workers=2", "training.max_steps=200", "training.eval_every=50")
+SETTINGS = ("training.num_workers=2", "training.max_steps=120", "training.eval_every=40")
 SLOWLY = ("training.tokens_per_micro_batch=1", "checkpoint.every_steps=5", "training.wait_minutes=3")
 
 
@@ -86,53 +86,38 @@ def content(run: Run) -> tuple[list[dict[str, float]], dict[str, bytes]]:
     return lines, {path.name: path.read_bytes() for path in run.final.rglob("*.safetensors")}
 
 
-def test_a_node_dies(cluster: StartedCluster, job: Callable[[], str], expected: Run, tmp_path: Path) -> None:
-    name = job()
-    wait_for_step(10, cluster, name, tmp_path / "runs")
+def test_a_node_dies_then_the_driver_then_the_head(
+    cluster: StartedCluster, job: Callable[[], str], expected: Run, tmp_path: Path
+) -> None:
+    name, runs = job(), tmp_path / "runs"
+    wait_for_step(10, cluster, name, runs)
     next(node for node in cluster.workers if has_workers(node)).kill()
     # There is no room for two workers until another node has come.
     wait_until(lambda: "waiting up to 3 minutes" in cluster.run("logs", name).stdout, timeout_s=90)
     cluster.start_workers(1)
-    assert end_of(cluster, name) == 0
-    run = run_in(tmp_path / "runs")
+    run = run_in(runs)
     assert run is not None
-    assert "worker lost" in [event.kind for event in run.events()]
-    assert content(run) == content(expected)
+    assert [event.kind for event in run.events() if event.kind == "worker lost"] == ["worker lost"]
 
-
-def test_the_driver_dies(cluster: StartedCluster, job: Callable[[], str], expected: Run, tmp_path: Path) -> None:
-    name = job()
-    wait_for_step(10, cluster, name, tmp_path / "runs")
+    wait_for_step(40, cluster, name, runs)
     (driver,) = (process for process in psutil.process_iter() if "jobs.train" in drivers_arguments(process, cluster))
     driver.kill()
     assert end_of(cluster, name) == 137
     assert job() == f"{name}-2"
-    assert end_of(cluster, f"{name}-2") == 0
-    run = run_in(tmp_path / "runs")
-    assert run is not None
-    assert "resumed" in [event.kind for event in run.events()]
-    assert content(run) == content(expected)
 
-
-def test_the_head_dies_and_a_new_cluster_goes_on(
-    cluster: StartedCluster, job: Callable[[], str], expected: Run, tmp_path: Path
-) -> None:
-    name = job()
-    wait_for_step(10, cluster, name, tmp_path / "runs")
+    wait_for_step(70, cluster, f"{name}-2", runs)
     assert cluster.head is not None
     cluster.head.kill()
     for node in cluster.workers:
         if node.process.poll() is None:
             node.kill()
-    run = run_in(tmp_path / "runs")
-    assert run is not None
     assert run.manifest() is None
     cluster.start_head(cpus=0)
     cluster.start_workers(2)
     # The new cluster knows of no job; the run's folder knows how far it was.
     assert job() == name
     assert end_of(cluster, name) == 0
-    assert "resumed" in [event.kind for event in run.events()]
+    assert [event.kind for event in run.events() if event.kind == "resumed"] == ["resumed"] * 3
     assert content(run) == content(expected)
 
 
