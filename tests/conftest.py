@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -55,6 +56,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(config.stash[_STATUS])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clusters_of_these_tests_alone() -> Iterator[None]:
+    """Ray with a folder of its own: it joins, without being asked, what `ray start` noted in the one that all share."""
+    os.environ.pop("RAY_ADDRESS", None)
+    # Ray's sockets lie below its folder, and their paths have to be short.
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        yield
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

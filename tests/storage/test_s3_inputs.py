@@ -127,11 +127,13 @@ def test_a_model_is_served_from_its_url(bucket: str, tiny_model: Path) -> None:
 
 def test_an_engine_on_another_node_has_the_files_too(bucket: str, tiny_model: Path) -> None:
     from slime_ray.serving.engine import LocalFiles, engine_deployment
+    from slime_ray.training.cluster import at_hand
 
     upload(tiny_model, place(f"{bucket}/models/tiny"))
     recipe = recipe_of([f"{bucket}/models/tiny"])
     (served,) = resolve_served(recipe, say=lambda _: None)
-    given: Any = engine_deployment(served, recipe)._bound_deployment.init_kwargs
+    with at_hand():
+        given: Any = engine_deployment(served, recipe)._bound_deployment.init_kwargs
     config = given["llm_config"]
     assert config.callback_config.callback_class is LocalFiles
     shutil.rmtree(served.location)  # as on a node that has not looked yet
