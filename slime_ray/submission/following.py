@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import aiohttp
@@ -33,25 +33,34 @@ def follow(connection: Connection, submission_id: str, *, show: Callable[[str], 
     Raises:
         ClusterError: the cluster is gone for longer than a minute, or has no such job.
     """
-    connection.job(submission_id)
     shown = _Shown(show)
-    answered = time.monotonic()
+    for job in _looks(connection, submission_id):
+        if job.status.is_terminal():
+            _show_rest(connection, submission_id, shown)
+            return job
+        if job.status != JobStatus.PENDING:
+            # What is wrong with the job or the cluster shows with the next look.
+            with suppress(ClusterError, RuntimeError, aiohttp.ClientError, TimeoutError):
+                asyncio.run(_tail(connection, submission_id, shown))
+    raise AssertionError  # looks have no end
+
+
+def _looks(connection: Connection, submission_id: str) -> Iterator[JobDetails]:
+    """A job as it is, again and again; while its cluster is away, as it was.
+
+    Raises:
+        ClusterError: there is no such job, or the cluster has been away for a minute.
+    """
+    job, away_since = connection.job(submission_id), None
     while True:
-        try:
-            job = connection.job(submission_id)
-            answered = time.monotonic()
-        except ClusterError as error:
-            if time.monotonic() - answered > _AWAY_S:
-                raise _gone(submission_id, error) from None
-        else:
-            if job.status.is_terminal():
-                _show_rest(connection, submission_id, shown)
-                return job
-            if job.status != JobStatus.PENDING:
-                # What is wrong with the job or the cluster shows with the next look.
-                with suppress(ClusterError, RuntimeError, aiohttp.ClientError, TimeoutError):
-                    asyncio.run(_tail(connection, submission_id, shown))
+        yield job
         time.sleep(_LOOK_S)
+        try:
+            job, away_since = connection.job(submission_id), None
+        except ClusterError as error:
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > _AWAY_S:
+                raise _gone(submission_id, error) from None
 
 
 class _Shown:
@@ -125,22 +134,18 @@ def stop(connection: Connection, submission_id: str, *, say: Callable[[str], Non
     Raises:
         ClusterError: there is no such job, the cluster is gone, or the job does not end.
     """
-    job = connection.job(submission_id)
-    if not job.status.is_terminal():
-        connection.stop_job(submission_id)
-        say(f"{submission_id}: asked to stop; it ends after its step, with a checkpoint")
-    began = answered = time.monotonic()
-    while not job.status.is_terminal():
-        time.sleep(_LOOK_S)
-        try:
-            job = connection.job(submission_id)
-            answered = time.monotonic()
-        except ClusterError as error:
-            if time.monotonic() - answered > _AWAY_S:
-                raise _gone(submission_id, error) from None
-        if time.monotonic() - began > STOP_WAIT_S + _AWAY_S:
+    until = time.monotonic() + STOP_WAIT_S + _AWAY_S
+    asked = False
+    for job in _looks(connection, submission_id):
+        if job.status.is_terminal():
+            return job
+        if not asked:
+            connection.stop_job(submission_id)
+            say(f"{submission_id}: asked to stop; it ends after its step, with a checkpoint")
+            asked = True
+        if time.monotonic() > until:
             raise ClusterError(f"{submission_id}: was asked to stop and does not end; look at the head node")
-    return job
+    raise AssertionError  # looks have no end
 
 
 def write(text: str) -> None:

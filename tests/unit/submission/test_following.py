@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +76,51 @@ def test_a_log_that_is_gone_does_not_hide_the_end(monkeypatch: pytest.MonkeyPatc
     cluster: Any = Unreadable(job("FAILED", driver_exit_code=3))
     assert following.follow(cluster, "train-mine-1", show=pytest.fail).driver_exit_code == 3
     assert cluster.asked == 3
+
+
+class Away:
+    """A cluster whose head is replaced, once a job's log has been followed for an hour."""
+
+    def __init__(self, clock: list[float], away: int) -> None:
+        self.clock, self.away, self.looks = clock, away, 0
+
+    def job(self, submission_id: str) -> JobDetails:
+        self.looks += 1
+        if self.looks <= 2:
+            return job("RUNNING")
+        if self.looks < 3 + self.away:
+            self.clock[0] += 1
+            raise ClusterError("nobody answers")
+        return job("SUCCEEDED", driver_exit_code=0)
+
+    def get_job_logs(self, submission_id: str) -> str:
+        return ""
+
+    async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        if self.looks <= 2:
+            self.clock[0] += 3600
+        for text in ():
+            yield text
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that pass when a test says so."""
+    now = [0.0]
+    monkeypatch.setattr(following, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None))
+    return now
+
+
+def test_a_cluster_may_be_away_however_long_it_was_followed(clock: list[float]) -> None:
+    cluster: Any = Away(clock, away=30)
+    assert following.follow(cluster, "train-mine-1", show=pytest.fail).status == JobStatus.SUCCEEDED
+
+
+def test_a_cluster_that_stays_away_is_lost(clock: list[float]) -> None:
+    cluster: Any = Away(clock, away=70)
+    with pytest.raises(ClusterError, match=r"^train-mine-1: the cluster was lost \(nobody answers\)"):
+        following.follow(cluster, "train-mine-1", show=pytest.fail)
+    assert cluster.looks < 70
 
 
 def test_a_log_is_shown_once_though_it_begins_again() -> None:
