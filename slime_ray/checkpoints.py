@@ -110,6 +110,12 @@ def best_checkpoint(run: Run, settings: CheckpointConfig) -> Checkpoint | None:
     return best(read_checkpoints(run.checkpoints, run=run.hash)[0], settings)
 
 
+def newest_step(run: Run) -> int | None:
+    """The step that a run goes on from: of its newest complete checkpoint; None before the first."""
+    complete, _ = read_checkpoints(run.checkpoints, run=run.hash)
+    return complete[-1].step if complete else None
+
+
 def superfluous(checkpoints: list[Checkpoint], settings: CheckpointConfig) -> list[Checkpoint]:
     """Those that are neither among the last `keep_last` nor the best, oldest first."""
     kept = [*checkpoints[-settings.keep_last :], best(checkpoints, settings)]

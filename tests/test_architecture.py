@@ -28,6 +28,7 @@ STEPS: list[set[str]] = [
     {"model"},
     {"quickstart"},
     {"training"},
+    {"training.workers"},
     {"training.fit"},
     {"serving"},
     {"pipeline"},
@@ -42,7 +43,7 @@ STEPS: list[set[str]] = [
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 KNOWS_OPTUNA = ("search.optuna_terms", "search.proposals", "search.importance")
 KNOWS_RAY = (
-    *("training.fit", "training.cluster", "search.tuning", "search.trial"),
+    *("training.workers", "training.cluster", "search.tuning", "search.trial"),
     *("serving", "pipeline", "submission", "jobs", "serve"),
 )
 

@@ -1,1 +1,1 @@
-"""One stage of training: the loop (torch only), what surrounds it, and Ray Train (fit.py alone)."""
+"""One stage of training: the loop (torch only), what surrounds it, and Ray Train (workers.py alone)."""

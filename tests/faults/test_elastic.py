@@ -17,7 +17,7 @@ from ray.core.generated import autoscaler_pb2
 
 from slime_ray.overrides import load_recipe
 from slime_ray.runs import Run
-from slime_ray.training import cluster, fit
+from slime_ray.training import cluster, workers
 from slime_ray.training.fit import train
 from tests.faults.harness import run_of, wait_until
 
@@ -32,7 +32,7 @@ SLOWLY = "training.tokens_per_micro_batch=1"
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster whose head has no room for workers; this process is connected to it."""
-    monkeypatch.setattr(fit, "RESIZE_LOOK_S", 3.0)
+    monkeypatch.setattr(workers, "RESIZE_LOOK_S", 3.0)
     monkeypatch.setattr(cluster, "_PREEMPTION_LOOK_S", 0.2)
     # A node that is gone without a word is noticed after some seconds; Ray then waits so long for workers on it.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
