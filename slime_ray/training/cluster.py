@@ -41,6 +41,8 @@ def connected(settings: TrainingConfig) -> Iterator[None]:
     """Ray, connected to the cluster at hand; one that is started here is stopped again."""
     # Ray finds a frozen worker by itself, once it is told how long to wait; it reads this when a fit begins.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(60 * settings.hang_minutes)
+    # A report and the end of a run wait for its next look, which is every two seconds otherwise.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with at_hand():
         yield
 

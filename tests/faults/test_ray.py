@@ -12,7 +12,7 @@ import pytest
 from slime_ray.runs import Run
 from tests.faults.harness import HANG, Fault, Start, assert_same_outcome, in_workers, run_of, wait_until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 60
 ON_RAY = ("training.num_workers=2", f"training.max_steps={STEPS}", "training.eval_every=20")
@@ -40,7 +40,6 @@ def workers_of(driver: int) -> list[psutil.Process]:
     return [process for process in children if "RayTrainWorker" in " ".join(process.cmdline())]
 
 
-@pytest.mark.slow
 def test_a_worker_exits_one_hangs_and_one_freezes(
     recipe: Path, place: str, start: Start, two_workers: Run, tmp_path: Path
 ) -> None:
