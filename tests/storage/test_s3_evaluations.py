@@ -6,10 +6,12 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from slime_ray.errors import RunError
+from slime_ray import s3
+from slime_ray.errors import RunError, StorageError
 from slime_ray.evaluation.requests import remote_store as remote
 from slime_ray.evaluation.requests.remote_store import remote_store
 from slime_ray.evaluation.requests.store import Outcome, Store
@@ -21,6 +23,7 @@ from tests.command_line import Run as Command
 from tests.evaluations import Asked, rows, run_evaluation, served_by, write_evaluation
 from tests.faults.harness import wait_until
 from tests.openai_server import OpenAIServer
+from tests.storage.s3_server import S3Server
 from tests.studies import WriteStudy, write_study
 
 __all__ = ["write_study"]
@@ -106,6 +109,41 @@ def test_a_store_is_put_back_every_few_seconds(bucket: str, monkeypatch: pytest.
         assert store.get("2") is not None
         assert store.get("3") is None
         assert store.payments("e")["models.a"].requests == 2
+
+
+def test_what_could_not_be_put_back_is_not_paid_for_again(
+    bucket: str, server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = place(f"{bucket}/evaluations/night/store.sqlite")
+    with remote_store(file, may_write=lambda: True) as store:
+        pay(store, "1")
+    behind = read_bytes(file)
+
+    def leave_unsaved(key: str) -> None:
+        """As a command does that storage is away from in the end."""
+        with monkeypatch.context() as patch, server.answering(lambda environ: 503 if put(environ) else None):
+            patch.setattr(s3, "PATIENCE_S", 0.2)
+            with pytest.raises(StorageError), remote_store(file, may_write=lambda: True) as store:
+                pay(store, key)
+        assert read_bytes(file) == behind
+
+    leave_unsaved("2")
+    with remote_store(file, may_write=lambda: True) as store:
+        assert store.get("2") is not None
+    assert read_bytes(file) != behind  # though nothing more was paid
+    behind = read_bytes(file)
+    leave_unsaved("3")
+    with monkeypatch.context() as elsewhere:  # a machine that went on meanwhile
+        elsewhere.setenv("SLIME_RAY_CACHE", str(tmp_path / "another"))
+        with remote_store(file, may_write=lambda: True) as store:
+            pay(store, "4")
+    with remote_store(file, may_write=lambda: True) as store:
+        assert store.get("4") is not None
+        assert store.get("3") is None
+
+
+def put(environ: dict[str, Any]) -> bool:
+    return environ["REQUEST_METHOD"] == "PUT"
 
 
 def test_a_store_that_is_anothers_now_is_left_alone(bucket: str) -> None:

@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import cast
+
+from upath import UPath
 
 from slime_ray.errors import RunError, StorageError
 from slime_ray.evaluation.requests.store import Store
-from slime_ray.storage import cache_home, read_bytes, remove, text_hash, write_bytes
+from slime_ray.storage import cache_home, file_state, read_bytes, remove, text_hash, write_bytes, write_text
 
 # Between two copies; what a lost machine can lose.
 EVERY_S = 5.0
@@ -23,6 +26,9 @@ _SHARE = 4
 def remote_store(file: Path, *, may_write: Callable[[], bool]) -> Iterator[Store]:
     """The store in a file behind a URL, for the one process that may write it.
 
+    What an earlier command on this machine could not put there, since it was killed or storage was away, counts, as
+    long as nobody else has put anything there.
+
     Args:
         file: behind a URL.
         may_write: asked before each copy is put there.
@@ -32,13 +38,16 @@ def remote_store(file: Path, *, may_write: Callable[[], bool]) -> Iterator[Store
         RunError: in the end another process has it.
     """
     folder = cache_home() / "stores" / text_hash([str(file)])[:32]
-    remove(folder)  # left by a process that was killed: what lies behind the URL counts
-    folder.mkdir(parents=True)
-    local = folder / file.name
-    with suppress(FileNotFoundError):
-        local.write_bytes(read_bytes(file))
+    local, note = folder / file.name, folder / "behind"
+    left = local.exists() and _noted(note) == _state(file)
+    if not left:
+        remove(folder)
+        folder.mkdir(parents=True)
+        with suppress(FileNotFoundError):
+            write_text(note, _state(file))
+            local.write_bytes(read_bytes(file))
     with Store(local) as store:
-        copies = _Copies(local, file, may_write)
+        copies = _Copies(local, file, note, may_write, put=not left)
         try:
             yield store
         finally:
@@ -46,16 +55,36 @@ def remote_store(file: Path, *, may_write: Callable[[], bool]) -> Iterator[Store
     remove(folder)
 
 
-class _Copies:
-    """A thread that puts copies of a SQLite file behind a URL while there is something new in it."""
+def _state(file: Path) -> str:
+    """What tells the content of a file behind a URL from any other; nothing where there is none."""
+    remote = cast(UPath, file)
+    try:
+        return file_state(remote.fs.info(remote.path))
+    except FileNotFoundError:
+        return ""
 
-    def __init__(self, local: Path, file: Path, may_write: Callable[[], bool]) -> None:
-        self._local, self._file, self._may_write = local, file, may_write
-        self._seen = 0
+
+def _noted(note: Path) -> str:
+    return note.read_text(encoding="utf-8") if note.exists() else ""
+
+
+class _Copies:
+    """A thread that puts copies of a SQLite file behind a URL while there is something new in it.
+
+    Args:
+        local: the SQLite file.
+        file: where its copies go.
+        note: where it is noted what lies there.
+        may_write: asked before each copy.
+        put: whether what is in it now lies there already.
+    """
+
+    def __init__(self, local: Path, file: Path, note: Path, may_write: Callable[[], bool], *, put: bool) -> None:
+        self._local, self._file, self._note, self._may_write = local, file, note, may_write
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="store copies", daemon=True)
         with closing(sqlite3.connect(local)) as connection:
-            self._seen = self._changes(connection)
+            self._seen = self._changes(connection) if put else None
         self._thread.start()
 
     def end(self) -> None:
@@ -90,6 +119,7 @@ class _Copies:
         with closing(sqlite3.connect(copy)) as target:
             connection.backup(target)
         write_bytes(self._file, copy.read_bytes())
+        write_text(self._note, _state(self._file))
         self._seen = changes
         return True
 
