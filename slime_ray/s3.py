@@ -8,6 +8,7 @@ are, for an answer that breaks off in its middle.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -70,6 +71,11 @@ class S3Files(S3FileSystem):
                     raise StorageError(f"s3://{arguments['Bucket']}: there is no such bucket; make it") from None
                 if method == "complete_multipart_upload" and await self._is_complete(arguments):
                     return {}  # it was, and its answer was lost
+                raise
+            except OSError as error:
+                # s3fs sees that a file is there already by an element of the answer that not every server sends.
+                if arguments.get("IfNoneMatch") and _status(error) == 412:
+                    raise FileExistsError(errno.EEXIST, "is there already", place) from error.__cause__
                 raise
 
         return await self._patiently(place, call)

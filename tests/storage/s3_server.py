@@ -22,6 +22,7 @@ _CODES = {
     403: "AccessDenied",
     404: "NoSuchUpload",
     409: "ConditionalRequestConflict",
+    412: "PreconditionFailed",
     500: "InternalError",
     503: "ServiceUnavailable",
 }
