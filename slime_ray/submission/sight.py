@@ -74,7 +74,8 @@ def look(work: Work, connection: Connection) -> list[Setting]:
     for setting in sendable:
         if not Path(setting.value).exists():
             raise ConfigError(f"{setting.key} = {setting.value!r}: no such file here; name one, or a URL")
-        if os.path.relpath(setting.value).startswith(".."):
+        # Also one that leaves this folder and comes back: its name would lead elsewhere in the job.
+        if os.path.normpath(setting.value).startswith(".."):
             raise ConfigError(
                 f"{setting.key} = {setting.value!r}: lies outside of {Path.cwd()}, from which files are sent; submit "
                 "from a folder above it"

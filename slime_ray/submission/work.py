@@ -19,7 +19,7 @@ from slime_ray.errors import ConfigError
 from slime_ray.overrides import load_evaluation, load_recipe, load_serving, recipe_name
 from slime_ray.pipeline import recipes as pipelines
 from slime_ray.search import loading as studies
-from slime_ray.storage import beside, is_url, json_hash
+from slime_ray.storage import beside, is_url, json_hash, unseen
 
 Kind = Literal["train", "tune", "evaluate", "pipeline"]
 AnyRecipe = Recipe | StudyRecipe | EvaluationRecipe | ServingRecipe | PipelineRecipe
@@ -76,7 +76,7 @@ class Work:
         Raises:
             ConfigError: one is wrong, or lies where it cannot be sent from.
         """
-        parts = tuple(_parts(kind, recipe, overrides))
+        parts = tuple(_parts(kind, _here(recipe), overrides))
         for part in parts:
             if not is_url(part.file):
                 _check_place(part.file)
@@ -89,7 +89,7 @@ class Work:
     def named(self, role: Role) -> list[Setting]:
         """Every setting of a role, each once."""
         found = [
-            Setting(f"{part.prefix}{key}" if part.prefix is not None else f"{part.file}: {key}", value)
+            Setting(f"{part.prefix}{key}" if part.prefix is not None else f"{part.file}: {key}", _plain(value))
             for part in self.parts
             for key, value in part.recipe.named(role)
         ]
@@ -136,7 +136,12 @@ def _parts(kind: Kind, recipe: str, overrides: Sequence[str]) -> Iterator[Part]:
 
 def _here(file: str) -> str:
     """A file below this folder, relative to it; a URL as it is."""
-    return file if is_url(file) else os.path.relpath(file)
+    return file if is_url(_plain(file)) else os.path.relpath(_plain(file))
+
+
+def _plain(name: str) -> str:
+    """A name without file://, which stands for a path of whichever machine reads it."""
+    return str(unseen(name)) if name.startswith(("file://", "local://")) else name
 
 
 def _check_place(file: str) -> None:
@@ -145,9 +150,12 @@ def _check_place(file: str) -> None:
     Raises:
         ConfigError: the recipe lies outside this folder, or would be called otherwise there.
     """
-    here = _here(file)
-    if here.startswith(".."):
-        raise ConfigError(f"{file}: lies outside of {Path.cwd()}; submit from a folder above it")
+    here = os.path.normpath(file)
+    if here.startswith((os.sep, "..")):
+        raise ConfigError(
+            f"{file}: lies outside of {Path.cwd()}, or would not be found under this name in the job; submit from a "
+            "folder above it, and name it relative to the recipe that names it"
+        )
     # Where nothing is above this folder, the name is what it will be in the job.
     called, asked = recipe_name(Path("/") / here), recipe_name(Path(file))
     if called != asked:

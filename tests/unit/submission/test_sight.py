@@ -34,6 +34,13 @@ def test_files_above_the_folder_are_not_sent(folder: Path) -> None:
         sight.look(work, NOWHERE)
 
 
+def test_a_name_that_leaves_the_folder_and_comes_back_is_not_sent(folder: Path) -> None:
+    (folder / "here" / "pairs.jsonl").write_text("{}\n")
+    work = Work.of("train", "mine.toml", ["runs_dir=s3://bucket/runs", 'data.train=["../here/pairs.jsonl"]'])
+    with pytest.raises(ConfigError, match=r"data\.train = '\.\./here/pairs\.jsonl': lies outside of"):
+        sight.look(work, NOWHERE)
+
+
 def test_urls_runs_and_hub_names_are_left_to_the_job(folder: Path) -> None:
     values = ["runs_dir=s3://bucket/runs", 'data.train=["s3://bucket/pairs.jsonl", "org/data:train"]']
     assert sight.look(Work.of("train", "mine.toml", values), NOWHERE) == []

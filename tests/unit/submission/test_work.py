@@ -127,6 +127,28 @@ def test_recipes_lie_below_the_folder(folder: Path, monkeypatch: pytest.MonkeyPa
         Work.of("train", "../mine.toml", [])
 
 
+def test_recipes_are_found_in_the_job_as_here(folder: Path) -> None:
+    (folder / "serve.toml").write_text('[models.any]\nsource = "unused"\n')
+    (folder / "evaluate.toml").write_text('[models.any]\nbase_url = "http://127.0.0.1/v1"\n')
+    others = 'serve = "serve.toml"\nevaluate = "evaluate.toml"\n'
+    (folder / "p.toml").write_text(f'train = ["mine.toml"]\n{others}')
+    files = ["p.toml", "mine.toml", "serve.toml", "evaluate.toml"]
+    for name in ("p.toml", f"{folder}/p.toml", f"file://{folder}/p.toml", f"../{folder.name}/p.toml"):
+        assert Work.of("pipeline", name, []).files() == files
+    for name in (f"{folder}/mine.toml", f"../{folder.name}/mine.toml", f"file://{folder}/mine.toml"):
+        (folder / "p.toml").write_text(f'train = ["{name}"]\n{others}')
+        with pytest.raises(
+            ConfigError, match=r"would not be found under this name in the job; .* relative to the recipe"
+        ):
+            Work.of("pipeline", "p.toml", [])
+
+
+def test_a_file_url_is_the_path_that_it_stands_for(folder: Path) -> None:
+    work = Work.of("train", "mine.toml", ["runs_dir=file:///shared/runs", "model.name=file:///shared/tiny"])
+    assert work.named("writes") == [Setting("runs_dir", "/shared/runs")]
+    assert work.named("reads")[0] == Setting("model.name", "/shared/tiny")
+
+
 def test_a_recipe_behind_a_url_stays_there(folder: Path) -> None:
     write_text(place("memory://project/recipes/mine.toml"), (folder / "mine.toml").read_text())
     work = Work.of("train", "memory://project/recipes/mine.toml", [])
