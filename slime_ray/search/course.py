@@ -251,6 +251,8 @@ class Course:
     def lost(self, number: int, error: Exception | None) -> None:
         """A trial failed for the last time, and not by a user's mistake."""
         self.placed.discard(number)
+        cause = getattr(error, "cause", None)  # of what Ray makes of an error in another process
+        error = cause if isinstance(cause, SlimeRayError) else error
         if isinstance(error, ClusterError):  # its workers found no place: the next trial's would not either
             self.halt(error)
             return

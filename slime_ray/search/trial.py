@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -98,6 +99,7 @@ def _ending(order: Order) -> tuple[Ending, str]:
     from slime_ray.data.token_cache import open_tokens
 
     take_as_seen()
+    _see_study(order.lease[0])
     orders = _orders(*order.lease)
     run = order.stage.run
     if orders.look() in ("stop", "lost"):
@@ -113,6 +115,8 @@ def _ending(order: Order) -> tuple[Ending, str]:
                     follow=functools.partial(_Follower, order, orders),
                     beside=order.beside,
                 )
+            else:  # by a process that was killed before it could say so
+                _Follower(order, orders, lambda: None).tell()
             _score(order, f"run:{run.name}", order.score)
     except Interrupted as error:
         return "interrupted", str(error)
@@ -123,6 +127,19 @@ def _ending(order: Order) -> tuple[Ending, str]:
     except SlimeRayError as error:
         return "failed", str(error)
     return "finished", ""
+
+
+def _see_study(lease: Path) -> None:
+    """See that this node has the study's folder.
+
+    Raises:
+        ClusterError: it lies on another node's disk.
+    """
+    if not lease.exists():
+        raise ClusterError(
+            f"studies_dir: node {socket.gethostname()} does not see {lease.parent}; set it to a folder that all nodes "
+            "share, or a URL such as s3://bucket/studies"
+        )
 
 
 @functools.cache
@@ -150,6 +167,8 @@ class _Follower:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+        with suppress(StorageError):
+            self.tell()  # what came since the last look
 
     def _follow(self) -> None:
         asked = False
@@ -158,9 +177,10 @@ class _Follower:
                 if not asked and (self._orders.wish in ("stop", "lost") or self._order.stop.exists()):
                     asked = True
                     self._stop()
-                self._tell()
+                self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Tell of the evaluations since the last time."""
         from ray import tune
 
         metric = self._order.metric

@@ -109,15 +109,17 @@ def read_trials(folder: Path) -> list[Trial]:
 
 
 def distinct(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials without those that are copies of an earlier one: settings proposed twice are no evidence twice."""
-    runs: set[str] = set()
-    found = []
+    """Trials, each run once: settings proposed twice are no evidence twice.
+
+    Of the trials of a run the first one that finished stands for it, else the first.
+    """
+    chosen: dict[str, Trial] = {}
     for trial in trials:
-        if trial.run is None or trial.run not in runs:
-            found.append(trial)
         if trial.run is not None:
-            runs.add(trial.run)
-    return found
+            known = chosen.setdefault(trial.run, trial)
+            if known.state != "finished" and trial.state == "finished":
+                chosen[trial.run] = trial
+    return [trial for trial in trials if trial.run is None or chosen[trial.run] is trial]
 
 
 def known_as(trials: Sequence[Trial], origin: Origin) -> Trial | None:

@@ -230,7 +230,8 @@ class _Halving(AsyncHyperBandScheduler):
         if decision == TrialScheduler.STOP and trial.config is not None:
             assert self.course.bench.stopping is not None
             value = result[self.course.bench.stopping.metric]
-            self.course.fell_behind(trial.config["number"], result["step"], value)
+            with self.course.guarded():
+                self.course.fell_behind(trial.config["number"], result["step"], value)
         return TrialScheduler.CONTINUE
 
 

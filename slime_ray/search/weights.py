@@ -11,7 +11,7 @@ from slime_ray.lease import acquire, held_by
 from slime_ray.manifest import Lineage
 from slime_ray.pruning import removable
 from slime_ray.runs import Run
-from slime_ray.search.trials import Trial
+from slime_ray.search.trials import Trial, distinct
 
 # Of these people want to see the model, however it fared.
 _KEPT = ("recipe", "paper", "authors")
@@ -94,7 +94,8 @@ def best_of(trials: Sequence[Trial], objectives: Sequence[str]) -> Trial | None:
 
 
 def _chosen_among(trials: Sequence[Trial]) -> list[Trial]:
-    return [trial for trial in trials if trial.state == "finished" and trial.origin not in ("seed", "variant")]
+    finished = [trial for trial in distinct(trials) if trial.state == "finished"]
+    return [trial for trial in finished if trial.origin not in ("seed", "variant")]
 
 
 def dominates(values: Mapping[str, float], others: Mapping[str, float], objectives: Sequence[str]) -> bool:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from slime_ray.errors import ClusterError, Interrupted, StorageError, StudyError
 from slime_ray.lease import Lease, acquire
@@ -18,6 +19,7 @@ from slime_ray.search.course import Course, Wanted, listed
 from slime_ray.search.heldout import HeldOut
 from slime_ray.search.loading import load
 from slime_ray.search.shown import Shown
+from slime_ray.search.trial import carry_out
 from slime_ray.search.trials import Ledger, Trial
 from slime_ray.search.tuning import _Halted, _scheduler
 from slime_ray.search.weights import Weights
@@ -160,6 +162,64 @@ def test_workers_without_a_place_halt_all_and_cost_no_trial(bench: Bench, lease:
     course.lost(trial.number, ClusterError("no room"))
     assert str(course.halted) == "no room"
     assert course.ledger[trial.number].state == "running"
+
+
+def test_what_ray_wraps_is_told_as_it_was_raised(bench: Bench, lease: Lease) -> None:
+    course = course_of(bench, lease, [FIRST])
+    trial = begin(course)
+    course.lost(
+        trial.number, RayTaskError("carry_out", "Traceback\n  somewhere", ClusterError("no room")).as_instanceof_cause()
+    )
+    assert str(course.halted) == "no room"
+    assert course.ledger[trial.number].state == "running"
+
+
+def test_a_stop_that_cannot_be_written_halts_all(bench: Bench, lease: Lease) -> None:
+    course = course_of(bench, lease, [SECOND, Wanted("proposed", "b", {"loss.kappa": 2.0})])
+    scheduler = _scheduler(course)
+    course.scratch.write_text("a file where a folder should be")
+    controller: Any = None
+    for value in (0.4, 0.2):
+        trial = SimpleNamespace(trial_id=str(value), config={"number": begin(course).number})
+        scheduler.on_trial_add(controller, trial)  # pyright: ignore[reportArgumentType]
+        result = {"step": 1, METRIC: value}
+        assert scheduler.on_trial_result(controller, trial, result) == "CONTINUE"  # pyright: ignore[reportArgumentType]
+    assert isinstance(course.halted, StorageError)
+    assert "a file is in the way of a folder; set studies_dir to" in str(course.halted)
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What a trial's process tells Ray Tune."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr("ray.tune.report", told.append)
+    return told
+
+
+def test_every_evaluation_is_told_also_of_a_run_that_was_finished_before(
+    bench: Bench, lease: Lease, reported: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slime_ray.search.trial._LOOK_S", 100)  # a trial that ends before it was looked at
+    course = course_of(bench, lease, [FIRST])
+    begun = course.next()
+    assert begun is not None
+    carry_out({"order": begun[1]})
+    assert [result.get("step") for result in reported] == [1, 2, 3, 4, 5, None]
+    assert reported[-1] == {"ending": "finished", "reason": ""}
+    assert all(METRIC in result for result in reported[:-1])
+    # As after a kill between the end of a training and the ledger's line.
+    first = list(reported)
+    reported.clear()
+    carry_out({"order": begun[1]})
+    assert reported == first
+
+
+def test_a_node_that_does_not_see_the_study_says_so(bench: Bench, lease: Lease, tmp_path: Path) -> None:
+    begun = course_of(bench, lease, [FIRST]).next()
+    assert begun is not None
+    elsewhere = replace(begun[1], lease=(tmp_path / "elsewhere" / "lease", 1, ""))
+    with pytest.raises(ClusterError, match=r"^studies_dir: node .* does not see .*/elsewhere; set it to a folder that"):
+        carry_out({"order": elsewhere})
 
 
 def test_a_halted_study_waits_for_those_that_run_and_for_nobody_else(bench: Bench, lease: Lease) -> None:

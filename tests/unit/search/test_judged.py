@@ -96,7 +96,13 @@ def test_in_comparisons_the_recipes_own_settings_may_be_the_best() -> None:
 def test_the_recipes_own_is_judged_beside_the_best_and_once(tmp_path: Path) -> None:
     found = judging(tmp_path)
     trials = [
-        replace(TRIALS[0], number=number, origin="proposed" if number else "recipe", values={"accuracy": accuracy})
+        replace(
+            TRIALS[0],
+            number=number,
+            origin="proposed" if number else "recipe",
+            run=f"study/trial-{number}",
+            values={"accuracy": accuracy},
+        )
         for number, accuracy in enumerate((0.5, 0.7, 0.9, 0.8))
     ]
     assert [each.number for each in found.chosen(trials, ["accuracy"])] == [0, 2, 3]

@@ -9,8 +9,8 @@ import pytest
 
 from slime_ray.errors import StudyError
 from slime_ray.search.course import Wanted, listed
-from slime_ray.search.trials import Ledger, Origin, State, Trial, ledger_file, read_trials, repeats
-from slime_ray.search.weights import best_of, may_win
+from slime_ray.search.trials import Ledger, Origin, State, Trial, distinct, ledger_file, read_trials, repeats
+from slime_ray.search.weights import best_of, first, may_win
 
 FIRST = Trial(0, "recipe", "", {}, {"loss.kappa": 2.5}, run="s/trial-1", also=("paper",))
 SECOND = Trial(1, "proposed", "", {"loss.kappa": 3.0}, {"loss.kappa": 3.0}, run="s/trial-2")
@@ -89,3 +89,21 @@ def test_the_best_is_by_the_first_objective_and_the_earliest_of_equals() -> None
     assert best is not None
     assert best.number == 1
     assert best_of([each for each in TRIALS if each.state == "stopped"], ["accuracy"]) is None
+
+
+def test_of_a_run_the_trial_that_finished_stands_for_it() -> None:
+    stopped = replace(trial(3, 0.0, 0.0, state="stopped"), run="s/trial-a")
+    again, copy = replace(trial(9, 0.9, -1.0), run="s/trial-a"), replace(trial(13, 0.9, -1.0), run="s/trial-a")
+    other, waiting = replace(trial(4, 0.7, -1.0), run="s/trial-b"), trial(5, 0.0, 0.0, state="running")
+    trials = [stopped, other, waiting, again, copy]
+    assert distinct(trials) == [other, waiting, again]
+    assert distinct([stopped, replace(stopped, number=4)]) == [stopped]
+
+
+def test_copies_take_no_place_among_the_first() -> None:
+    best = replace(trial(4, 0.9, -1.0), run="s/trial-a")
+    copies = [replace(best, number=number) for number in (9, 13)]
+    second, third = replace(trial(5, 0.8, -2.0), run="s/trial-b"), replace(trial(6, 0.7, -3.0), run="s/trial-c")
+    trials = [best, second, third, *copies]
+    assert first(trials, ["accuracy"], count=3) == [best, second, third]
+    assert may_win(trials, ["accuracy"], top=1) == [best, second]
