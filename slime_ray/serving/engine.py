@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray._private.state import available_resources_per_node
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve import Application
 from ray.serve.context import _get_global_client
@@ -21,6 +20,7 @@ from slime_ray.copies import fetch
 from slime_ray.errors import ServingError
 from slime_ray.serving.served import Served
 from slime_ray.storage import json_hash, place
+from slime_ray.training.cluster import free_resources
 
 _STARTS = 2  # of an engine that fails to start, before its deployment counts as failed
 _GB = 1_000_000_000
@@ -134,7 +134,7 @@ def check_room(models: Sequence[Served]) -> None:
 
 def fits(models: Sequence[Served]) -> str | None:
     """Why these engines cannot be placed together on what the cluster has free; None where they can."""
-    return no_room(models, list(available_resources_per_node().values()))
+    return no_room(models, free_resources())
 
 
 def no_room(models: Sequence[Served], nodes: Sequence[Mapping[str, float]]) -> str | None:
@@ -146,7 +146,7 @@ def no_room(models: Sequence[Served], nodes: Sequence[Mapping[str, float]]) -> s
     wanted = [(served, bundle) for served in models for bundle in _replica_bundles(served.settings)]
     wanted.sort(key=lambda item: (item[1].get("GPU", 0), item[1].get("CPU", 0)), reverse=True)
     for served, bundle in wanted:
-        node = next((node for node in free if all(node.get(kind, 0) >= need for kind, need in bundle.items())), None)
+        node = next((node for node in free if all(_has(node, kind, need) for kind, need in bundle.items())), None)
         if node is None:
             total = _summed([bundle for _, bundle in wanted])
             have = {kind: _summed(nodes).get(kind, 0.0) for kind in total}
@@ -159,6 +159,11 @@ def no_room(models: Sequence[Served], nodes: Sequence[Mapping[str, float]]) -> s
         for kind, need in bundle.items():
             node[kind] -= need
     return None
+
+
+def _has(node: Mapping[str, float], kind: str, need: float) -> bool:
+    # What is left of 1 CPU beside 0.8 is a little less than 0.2.
+    return node.get(kind, 0) + 1e-6 >= need
 
 
 def _replica_bundles(settings: ServedModelConfig) -> list[dict[str, float]]:

@@ -57,8 +57,9 @@ def at_hand() -> Iterator[None]:
         return
     # What `ray start` noted on this machine outlives a cluster that was killed, and Ray would wait for it.
     own = {} if "RAY_ADDRESS" in os.environ or _noted_cluster_lives() else {"address": "local"}
-    given = os.environ.get("RAY_ADDRESS", "")
-    with _initialized({"include_dashboard": False, **own}, named=f"RAY_ADDRESS = {given!r}"):
+    given = os.environ.get("RAY_ADDRESS")
+    named = "the Ray cluster of this machine" if given is None else f"RAY_ADDRESS = {given!r}"
+    with _initialized({"include_dashboard": False, **own}, named=named):
         yield
 
 
@@ -87,11 +88,20 @@ def joined(address: str) -> Iterator[None]:
 @contextmanager
 def _initialized(options: dict[str, Any], *, named: str) -> Iterator[None]:
     import ray
+    from ray.exceptions import RayError
 
+    address = options.get("address") or os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"{named}: this is the address of a dashboard, which jobs are submitted to; expected auto or one such as "
+            "10.0.0.1:6379"
+        )
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise ClusterError(f"{named}: no Ray cluster answers there ({error})") from None
+    except (ValueError, RuntimeError, RayError) as error:  # no address, another version, no token
+        raise ClusterError(f"{named}: cannot be joined ({' '.join(str(error).split())[:500]})") from None
     try:
         yield
     finally:
@@ -99,10 +109,19 @@ def _initialized(options: dict[str, Any], *, named: str) -> Iterator[None]:
 
 
 def living_nodes() -> list[Mapping[str, float]]:
-    """The resources of each node that is alive."""
+    """The resources of each node that is alive and stays."""
     import ray
+    from ray._private.state import state
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    leaving = state.get_draining_nodes()
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+
+
+def free_resources() -> list[Mapping[str, float]]:
+    """What each node has free."""
+    from ray._private.state import available_resources_per_node
+
+    return list(available_resources_per_node().values())
 
 
 @contextmanager

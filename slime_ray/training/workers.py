@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_ray.checkpoints import newest_step
+from slime_ray.config.training import TrainingConfig
 from slime_ray.data.token_cache import open_tokens
 from slime_ray.errors import ClusterError, Interrupted, RunError, SlimeRayError
 from slime_ray.lease import Lease, LeaseReader
@@ -18,9 +19,11 @@ from slime_ray.runs import Run
 from slime_ray.training.cluster import (
     await_room,
     check_resources,
+    free_resources,
     gauges,
     living_nodes,
     look_again,
+    places,
     preemption_watch,
     reserved,
     settle,
@@ -48,6 +51,10 @@ class Preempted(Exception):  # noqa: N818, as above
     """The cluster took nodes away, as it had announced."""
 
 
+class Unbegun(Exception):  # noqa: N818, as above
+    """The run was asked to stop before its workers had begun, and nobody was there to hear it."""
+
+
 def train_on_workers(stage: Stage, tokens: Path, lease: Lease, *, beside: int, say: Callable[[str], None]) -> Ending:
     """Train on Ray's workers; when some are lost, go on from the last checkpoint with new ones.
 
@@ -59,13 +66,11 @@ def train_on_workers(stage: Stage, tokens: Path, lease: Lease, *, beside: int, s
         say: is told what happens to workers.
 
     Raises:
-        ClusterError: there is no room for workers, or they were lost more often than `training.max_failures` allows.
+        ClusterError: there is no room for workers.
         Interrupted: the run was asked to stop before its first checkpoint.
-        RunError: another process took the run over.
+        RunError: workers were lost more often than `training.max_failures` allows; another process has this run now.
         SlimeRayError: a mistake of the user, found inside a worker.
     """
-    from slime_ray.training.loop import Ending
-
     settings, lost = stage.recipe.training, 0
 
     def stopped() -> bool:
@@ -73,22 +78,20 @@ def train_on_workers(stage: Stage, tokens: Path, lease: Lease, *, beside: int, s
 
     while True:
         await_room(settings, lambda: check_resources(settings, living_nodes()), say=say, stopped=stopped)
-        if stopped():
-            if lease.wish == "lost":
-                raise RunError(f"{stage.run.name}: another process holds this run now; this command leaves it alone")
-            if newest_step(stage.run) is None:
-                raise Interrupted(
-                    f"{stage.run.name}: stopped before its first checkpoint; the same command begins again"
-                )
-            return Ending.INTERRUPTED
         try:
+            if stopped():
+                raise Unbegun
+            if not lost:
+                _tell_if_busy(settings, say)
             return _attempt(stage, tokens, lease, beside)
+        except Unbegun:
+            return _unbegun(stage.run, lease)
         except LostWorkers as error:
             lost += 1
             stage.run.note("worker lost", str(error))
             allowed = settings.max_failures
             if lost > allowed:
-                raise ClusterError(
+                raise RunError(
                     f"{stage.run.name}: {error}. That was failure {lost} of this command, training.max_failures = "
                     f"{allowed}; look at these workers' nodes, the same command goes on from the last checkpoint"
                 ) from None
@@ -100,11 +103,38 @@ def train_on_workers(stage: Stage, tokens: Path, lease: Lease, *, beside: int, s
             look_again()
 
 
+def _tell_if_busy(settings: TrainingConfig, say: Callable[[str], None]) -> None:
+    """Say what Ray waits for in silence: room that others hold."""
+    needed = worker_resources(settings)
+    if places(needed, free_resources()) < settings.fewest_workers:
+        say(
+            f"the Ray cluster has no room for training.num_workers = {settings.fewest_workers} with {needed} each just "
+            "now; waiting until what holds it has ended"
+        )
+
+
+def _unbegun(run: Run, lease: Lease) -> Ending:
+    """How a run ends whose workers did not begin.
+
+    Raises:
+        Interrupted: it has nothing to go on from.
+        RunError: another process has it now.
+    """
+    from slime_ray.training.loop import Ending
+
+    if lease.wish == "lost":
+        raise RunError(f"{run.name}: another process holds this run now; this command leaves it alone")
+    if newest_step(run) is None:
+        raise Interrupted(f"{run.name}: stopped before its first checkpoint; the same command begins again")
+    return Ending.INTERRUPTED
+
+
 def _attempt(stage: Stage, tokens: Path, lease: Lease, beside: int) -> Ending:
     """One group of workers, to the loop's end or theirs.
 
     Raises:
         LostWorkers: some died, froze or lost touch.
+        Unbegun: the run was asked to stop before they had begun.
         SlimeRayError: what the user got wrong, as it was raised inside a worker.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -153,10 +183,14 @@ def _fit(trainer: Any, stage: Stage, lease: Lease) -> int:
             raised.append(error)
 
     thread = threading.Thread(target=fit, name="fit", daemon=True)
+    begun = _Begun(stage.run)
     with reserved(stage.run.folder / "reservation", trainer), preemption_watch(lambda: lease.ask("checkpoint")):
         thread.start()
         while thread.is_alive():
             thread.join(_LOOK_S)
+            # Workers end after their step; where Ray waits for room, there are none.
+            if lease.wish in ("stop", "lost") and thread.is_alive() and not begun():
+                raise Unbegun
     for error in raised:
         if isinstance(error, PreemptionError):
             raise Preempted(f"the cluster took away the nodes of workers {error.preemption_info.preempted_ranks}")
@@ -164,6 +198,18 @@ def _fit(trainer: Any, stage: Stage, lease: Lease) -> int:
             _raise_cause(error.worker_failures)
         raise error
     return value[0]
+
+
+class _Begun:
+    """Whether workers have begun since this was made: they note it in the run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._before, self._known = run, len(run.events()), False
+
+    def __call__(self) -> bool:
+        events = [] if self._known else self._run.events()[self._before :]
+        self._known = self._known or any(event.kind in ("started", "resumed") for event in events)
+        return self._known
 
 
 def _raise_cause(failures: Mapping[int, Exception]) -> None:

@@ -272,6 +272,14 @@ def test_who_is_not_let_in_or_finds_nobody(cluster: StartedCluster, tmp_path: Pa
     one_sentence(cluster.run("logs", "train-nothing"), "train-nothing", "has no such job")
 
 
+def test_a_training_that_is_not_let_in(cluster: StartedCluster, folder: Path, tmp_path: Path) -> None:
+    gone = {"RAY_ADDRESS": cluster.gcs, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "nowhere")}
+    arguments = ("train", "jobs/recipes/tiny/slime.toml", ON_RAY, f"runs_dir={tmp_path / 'runs'}")
+    answer = cluster.run(*arguments, folder=folder, environment=gone)
+    assert answer.returncode == 2, answer.stderr
+    assert answer.stderr.splitlines()[-1].startswith(f"error: RAY_ADDRESS = '{cluster.gcs}': cannot be joined (")
+
+
 def test_a_cluster_of_another_version(cluster: StartedCluster) -> None:
     version = {"version": "4", "ray_version": "2.9.3", "ray_commit": "", "session_name": ""}
     with json_server({"/api/version": lambda _: (200, version)}) as url:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.util import placement_group_table
 from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,11 +30,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from slime_ray import cli
 from slime_ray.config.recipe import SETTINGS_VERSION, Recipe
 from slime_ray.data.batching import Mixture, global_batch
+from slime_ray.errors import Interrupted
 from slime_ray.overrides import load_recipe
 from slime_ray.runs import Run
 from slime_ray.storage import file_hash, json_hash
 from slime_ray.training.fit import train
 from slime_ray.training.stage import resolve
+from tests.faults.harness import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -289,6 +293,44 @@ def test_more_workers_than_the_cluster_has_cpus(
         assert (answer.code, answer.out, answer.lines[-1]) == (2, "", f"error: {message}{rest}")
     assert time.monotonic() - started < 20
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".cache"]
+
+
+def test_a_run_that_waits_for_room_says_so_and_hears_a_stop(
+    write_recipe: WriteRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @ray.remote(num_cpus=3)
+    class Another:
+        """What holds the cluster."""
+
+        def here(self) -> None:
+            """Nothing."""
+
+    another: Any = Another.remote()
+    ray.get(another.here.remote())
+    recipe = load_recipe(write_recipe(), [ON_RAY])
+
+    def stop_when_it_waits() -> None:
+        wait_until(lambda: any(group["state"] == "PENDING" for group in placement_group_table().values()), timeout_s=60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor() as pool:
+        stopping = pool.submit(stop_when_it_waits)
+        with pytest.raises(Interrupted, match="stopped before its first checkpoint; the same command begins again"):
+            train(recipe)
+        stopping.result()
+    said = capsys.readouterr().err
+    assert "the Ray cluster has no room for training.num_workers = 2 with {'CPU': 1} each just now; waiting" in said
+    run = resolve(recipe).run
+    assert not run.folder.exists()
+    # What Ray was asked for comes late, finds no run and ends.
+    ray.kill(another)
+    wait_until(lambda: ray.available_resources().get("CPU") == 4 and not started(), timeout_s=90)
+    assert not run.folder.exists()
+
+
+def started() -> bool:
+    """Whether Ray has room reserved, or is asked for it."""
+    return any(group["state"] != "REMOVED" for group in placement_group_table().values())
 
 
 def test_without_a_cluster_at_hand_one_is_started(write_recipe: WriteRecipe, tmp_path: Path) -> None:

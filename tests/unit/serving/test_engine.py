@@ -29,6 +29,7 @@ def node(**resources: float) -> dict[str, float]:
     [
         ([{"cpus": 1.0}, {"cpus": 1.0}], [node(CPU=2)]),
         ([{"cpus": 0.5}] * 4, [node(CPU=1), node(CPU=1)]),
+        ([{"cpus": 0.8}, {"cpus": 0.2}], [node(CPU=1)]),
         ([{"cpus": 0.5}, {"cpus": 1.5}], [node(CPU=0.5), node(CPU=1.5)]),  # the larger is placed first
         ([{"cpus": 1.0, "gpus": 2}], [node(CPU=1, GPU=1), node(GPU=1)]),
         ([{"cpus": 1.0, "replicas": 2}], [node(CPU=2)]),

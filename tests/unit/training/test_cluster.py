@@ -8,7 +8,21 @@ import pytest
 
 from slime_ray.config.training import TrainingConfig
 from slime_ray.errors import ClusterError
-from slime_ray.training.cluster import check_resources, places, worker_resources
+from slime_ray.training.cluster import check_resources, joined, places, worker_resources
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("http://127.0.0.1:8265", "this is the address of a dashboard, .*; expected auto or one such as 10"),
+        ("nowhere", "cannot be joined"),
+        ("127.0.0.1:9:9", "cannot be joined"),
+    ],
+)
+def test_what_is_no_address_is_a_sentence(address: str, sentence: str) -> None:
+    with pytest.raises(ClusterError, match=f"^--address {address}: {sentence}"), joined(address):
+        pass
+
 
 TWO_NODES = [{"CPU": 2.0}, {"CPU": 2.0}]
 
