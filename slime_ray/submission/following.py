@@ -17,6 +17,7 @@ from slime_ray.errors import ClusterError
 from slime_ray.submission.attempts import STOP_WAIT_S
 from slime_ray.submission.connection import Connection
 
+# Between looks at a job, which cost its head node a request each.
 _LOOK_S = 0.5
 # A head node that is replaced, or a proxy before it, may be away for so long.
 _AWAY_S = 60.0

@@ -47,11 +47,11 @@ class LostWorkers(Exception):  # noqa: N818, what happened, not whose mistake
         super().__init__("; ".join(f"worker {rank} {fate}" for rank, fate in sorted(ranks.items())))
 
 
-class Preempted(Exception):  # noqa: N818, as above
+class Preempted(Exception):  # noqa: N818, what happened, not whose mistake
     """The cluster took nodes away, as it had announced."""
 
 
-class Unbegun(Exception):  # noqa: N818, as above
+class Unbegun(Exception):  # noqa: N818, what happened, not whose mistake
     """The run was asked to stop before its workers had begun, and nobody was there to hear it."""
 
 

@@ -39,13 +39,14 @@ def remote_store(file: Path, *, may_write: Callable[[], bool]) -> Iterator[Store
     """
     folder = cache_home() / "stores" / text_hash([str(file)])[:32]
     local, note = folder / file.name, folder / "behind"
-    left = local.exists() and _noted(note) == _state(file)
+    behind = _state(file)
+    left = local.exists() and _noted(note) == behind
     if not left:
         remove(folder)
         folder.mkdir(parents=True)
+        write_text(note, behind)
         with suppress(FileNotFoundError):
-            write_text(note, _state(file))
-            local.write_bytes(read_bytes(file))
+            write_bytes(local, read_bytes(file))  # whole, or the next command would take a part for what was left
     with Store(local) as store:
         copies = _Copies(local, file, note, may_write, put=not left)
         try:

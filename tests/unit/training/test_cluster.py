@@ -10,6 +10,8 @@ from slime_ray.config.training import TrainingConfig
 from slime_ray.errors import ClusterError
 from slime_ray.training.cluster import check_resources, joined, places, worker_resources
 
+TWO_NODES = [{"CPU": 2.0}, {"CPU": 2.0}]
+
 
 @pytest.mark.parametrize(
     ("address", "sentence"),
@@ -22,9 +24,6 @@ from slime_ray.training.cluster import check_resources, joined, places, worker_r
 def test_what_is_no_address_is_a_sentence(address: str, sentence: str) -> None:
     with pytest.raises(ClusterError, match=f"^--address {address}: {sentence}"), joined(address):
         pass
-
-
-TWO_NODES = [{"CPU": 2.0}, {"CPU": 2.0}]
 
 
 def settings(**values: Any) -> TrainingConfig:
